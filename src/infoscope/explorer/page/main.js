@@ -28,6 +28,24 @@
     }${name && ` ${name}`}</a>`;
   };
 
+  const WORDS = {
+    latent: "a feature of the SAE (sparse autoencoder); it fires on some patches of some images",
+    patch: "a square of the image that the model reads as one token",
+    activation: "how strongly a latent fires on a patch, in units of the SAE; its peak is the largest in an image",
+    map: "the activation of a latent on all patches of an image or of a crop",
+    crop: "each image is cut twice, with a shift: the region that both crops show has the same pixels in both",
+    EMD: "earth mover's distance between the maps of both crops on that region: 0 nothing moves, 1 corner to corner",
+    CDS: "contextual dependency score: the mean EMD over the images that a latent is ranked by",
+    scope: "whether a latent stays where what it sees is (low), or moves with the context (high: CDS above gamma)",
+    chance: "the CDS that a latent's maps would have if they belonged to different images",
+    mass: "mean activation times the norm of the decoder row: how much a latent writes",
+    support: "share of the patches on which a latent fires, in images in which it does",
+    MS: "monosemanticity: how alike the images are in which a latent fires",
+    keys:
+      "in the table arrows move, Space selects, Enter opens; on a latent's page ← and → go to its neighbours; on an " +
+      "image arrows move, Shift and arrows extend, Escape chooses all patches",
+  };
+
   const Facts = ({ facts }) =>
     html`<dl class="facts">${Object.entries(facts ?? {}).map(
       ([name, text]) => html`<dt>${name}</dt><dd>${text}</dd>`,
@@ -44,7 +62,9 @@
       .map(([name, n]) => `${name} ${size(n)}`)
       .join(", ");
     const others = Object.entries(facts ?? {}).filter(([name, text]) => view.facts?.[name] !== text);
-    return html`<footer><details><summary>About this explorer</summary>
+    return html`<footer>
+    <details><summary>What the words mean, and keys</summary><${Facts} facts=${WORDS} /></details>
+    <details><summary>About this explorer</summary>
       <h2>${view.title}</h2>
       <${Facts} facts=${view.facts} />
       ${others.length > 0 && html`<h2>All SAEs here</h2><${Facts} facts=${Object.fromEntries(others)} />`}
