@@ -22,7 +22,6 @@ from infoscope.predictions.inputs import PredictInputs
 from infoscope.runtime import processes
 from infoscope.sae.config import TokenChoice
 from infoscope.scope.config import Rule
-from infoscope.scope.crops import scc_size_px
 from infoscope.stages.attribute.stage import Attribute
 from infoscope.stages.backbone import hook_of, load_backbone
 from infoscope.stages.images import SPLITS, count_images, fingerprint_images, open_split
@@ -42,9 +41,9 @@ USUAL_K = 32
 
 
 def find_square_px(ctx: Context) -> int:
-    """Return the side of the square that both crops are cut from."""
+    """Return the side of the square that both crops are cut from; a shift that is none is refused by others."""
     sizes = find_sizes(ctx)
-    return scc_size_px(sizes.grid, sizes.patch_px, ctx.config.scope.shift_patches)
+    return (sizes.grid + ctx.config.scope.shift_patches) * sizes.patch_px
 
 
 def count_browsed(ctx: Context) -> dict[str, int]:
