@@ -7,7 +7,9 @@ import shutil
 from collections import Counter
 from urllib.parse import urlencode
 
-from infoscope.explorer.format import put
+import numpy as np
+
+from infoscope.explorer.format import pack, put
 from infoscope.explorer.page_files import PAGE
 from tests.support.explorer_sample import EVIL
 
@@ -129,6 +131,14 @@ def test_files_that_are_large_are_kept_for_a_while_alone(open_page, sample, tmp_
     find = "(keys) => Promise.all(keys.map(infoscope.load))"
     ends = [keys["latents"][0], keys["latents"][-1], keys["columns"][0]]
     assert page.evaluate(find, ends) == ["as it is", "as it was", "as it was"]
+
+
+def test_a_column_of_another_length_is_said(open_page, sample, tmp_path):
+    folder = tmp_path / "explorer"
+    shutil.copytree(sample.parent, folder)
+    put(folder, "seed0/columns/cds", pack(np.zeros(3)))
+    page = open_page((folder / "index.html").as_uri())
+    page.get_by_text("data/seed0/columns/cds.js is damaged: it has 3 of 300 values.").wait_for()
 
 
 def test_letters_that_turn_a_line_around_stay_within_their_name(open_page, sample, tmp_path):

@@ -67,9 +67,13 @@
   infoscope.column = (view, name) => {
     const key = `${view}/columns/${name}`;
     if (!columns.has(key)) {
-      columns.set(key, infoscope.load(key).then((found) => found.texts
-        ? { values: infoscope.unpack(found.codes), texts: found.texts }
-        : { values: infoscope.unpack(found), texts: null }));
+      const about = infoscope.manifest.views.find(({ id }) => id === view);
+      columns.set(key, infoscope.load(key).then((found) => {
+        const texts = found.texts ?? null, values = infoscope.unpack(texts ? found.codes : found);
+        if (about && values.length !== about.d_sae)
+          throw new Error(`data/${key}.js is damaged: it has ${values.length} of ${about.d_sae} values.`);
+        return { values, texts };
+      }));
     }
     return columns.get(key);
   };
