@@ -83,7 +83,7 @@ def check_rows(page, crops: list[dict[int, np.ndarray]], rows: slice, columns: s
             assert row[name] == pytest.approx(value, rel=6e-3, abs=1e-6), (row["latent"], name)
 
 
-def test_a_click_lists_what_fires_there_in_both_crops(open_page, sample):
+def test_a_click_and_a_drag_list_what_fires_there_in_both_crops(open_page, sample):
     page = open_image(open_page, sample)
     page.mouse.click(*find_patch(page, 1, 3, 4))
     page.wait_for_url(re.compile(r"patches=3%2C4"))
@@ -96,9 +96,7 @@ def test_a_click_lists_what_fires_there_in_both_crops(open_page, sample):
     page.mouse.click(*find_patch(page, 1, 0, 0))
     page.wait_for_selector("text=Crop 2 does not show this patch")
 
-
-def test_a_drag_chooses_a_box_and_its_part_outside_of_the_other_crop_is_told(open_page, sample):
-    page = open_image(open_page, sample)
+    # a drag chooses a box, and its part outside of the other crop is told
     page.mouse.move(*find_patch(page, 1, 4, 6))
     page.mouse.down()
     page.mouse.move(*find_patch(page, 1, 2, 3))
@@ -199,7 +197,8 @@ def test_what_is_missing_is_told(open_page, sample):
 
 
 def test_a_finger_on_a_phone(open_page, sample):
-    page = open_image(open_page, sample, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    page = open_image(open_page, sample, reduced_motion="reduce", **phone)
     page.locator(".patch-picker").first.scroll_into_view_if_needed()
     page.touchscreen.tap(*find_patch(page, 1, 5, 2))
     page.wait_for_url(re.compile(r"patches=5%2C2"))
@@ -207,6 +206,19 @@ def test_a_finger_on_a_phone(open_page, sample):
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.locator("tr[data-latent]").first.tap(position={"x": 150, "y": 10})
     assert page.locator(".patch-latents .picture canvas").count() == 2
+    page.locator(".patch-picker").first.evaluate("(picker) => picker.scrollIntoView()")
+    touch = page.context.new_cdp_session(page)
+    (x, y), chosen = find_patch(page, 1, GRID - 2, 3), page.evaluate("infoscope.state().patches")
+    start = page.evaluate("scrollY")
+    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+    for step in range(1, 6):
+        moved = [{"x": x, "y": y - 30 * step}]
+        touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": moved})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_function("(start) => scrollY > start + 50", arg=start)  # a finger that scrolls chooses nothing
+    said = page.locator(".patch-said")
+    assert said.inner_text().startswith("Row 6, column 3 of crop 1: ")
+    assert page.evaluate("infoscope.state().patches") == chosen == "5,2"
 
 
 def test_what_the_stage_writes_beyond_the_sample(open_page, sample):

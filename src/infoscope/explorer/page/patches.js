@@ -131,7 +131,7 @@
    * larger picture than the thumbnail; box: the chosen patches; choice: their corners, where chosen in this crop.
    */
   infoscope.PatchPicker = ({ url, size, box, choice, label, onChoose, ...picture }) => {
-    const start = infoscope.useRef(null), { view, crop } = picture, { grid } = view;
+    const start = infoscope.useRef(null), before = infoscope.useRef(null), { view, crop } = picture, { grid } = view;
     const clamp = (at) => Math.max(0, Math.min(grid - 1, at));
     const find = (event) => {
       const area = event.currentTarget.getBoundingClientRect();
@@ -142,11 +142,17 @@
       if (event.button !== 0) return;
       event.currentTarget.setPointerCapture(event.pointerId);
       start.current = event.shiftKey && choice ? choice.anchor : find(event);
+      before.current = choice;
       if (event.pointerType !== "touch") onChoose(start.current, find(event)); // a finger may be about to scroll
     };
     const drag = (event) => start.current && onChoose(start.current, find(event));
     const leave = () => { start.current = null; };
     const release = (event) => { drag(event); leave(); };
+    const cancel = () => { // what began as a drag became a scroll
+      leave();
+      if (before.current) onChoose(before.current.anchor, before.current.head);
+      else onChoose(null);
+    };
     const step = (event) => {
       if (event.key === "Escape") onChoose(null);
       const move = MOVES[event.key];
@@ -159,7 +165,7 @@
     const place = { width: `${100 / share}%`, left: `${(-100 * left) / share}%`, top: `${(-100 * top) / share}%` };
     return html`<div class="patch-picker" role="application" tabindex="0" aria-label=${label}
       aria-describedby="patch-keys" style=${{ width: `${size}px`, height: `${size}px` }} onKeyDown=${step}
-      onPointerDown=${press} onPointerMove=${drag} onPointerUp=${release} onPointerCancel=${leave}>
+      onPointerDown=${press} onPointerMove=${drag} onPointerUp=${release} onPointerCancel=${cancel}>
       <${infoscope.Picture} ...${picture} size=${size} alt=${label}>
         ${url && html`<img class="large" src=${url} alt="" style=${place} draggable=${false} />`}
         <${Overlay} view=${view} crop=${crop} box=${box} />
