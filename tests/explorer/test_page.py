@@ -116,6 +116,9 @@ def test_an_address_that_somebody_wrote_by_hand_breaks_no_page(open_page, sample
         assert alerts == [], address
         # "There is no SAE ..." alone, and never a page that failed
         assert all(text.startswith("There is no SAE") for text in warnings), address
+    for word in ("abc", "3abc", "1e1", "300"):
+        page.evaluate("(word) => { location.hash = `#/latent/${word}` }", word)
+        page.wait_for_selector(f"main >> text=There is no latent {word}: this SAE has 300, 0 to 299.")
 
 
 def test_files_that_are_large_are_kept_for_a_while_alone(open_page, sample, tmp_path):

@@ -139,7 +139,7 @@
   infoscope.LatentPage = ({ view, shown }) => {
     const { latent } = shown;
     return html`<div class="in-depth"><${Steps} view=${view} shown=${shown} />
-      ${latent >= 0 && latent < view.d_sae
+      ${Number.isInteger(latent) && latent < view.d_sae
         ? html`<${Body} key=${`${view.id}/${latent}`} view=${view} shown=${shown} latent=${latent} />`
         : html`<p>There is no latent ${latent}: this SAE has ${infoscope.show(view.d_sae)}, 0 to
           ${" "}${view.d_sae - 1}.</p>`}</div>`;

@@ -28,13 +28,16 @@
     }
   };
 
+  /** A whole number of the address; what is none stays the text that it is, of which the page says that it is none. */
+  const toWhole = (part = "") => (/^\d*$/.test(part) ? Number(part) : part);
+
   const read = () => {
     const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
     const found = { ...DEFAULTS };
     const [page, ...parts] = path.split("/").map(decode);
     if (page) found.page = page;
-    if (page === "latent") found.latent = Number.parseInt(parts[0], 10) || 0;
-    if (page === "image") [found.set, found.image] = [parts[0] ?? "", Number.parseInt(parts[1], 10) || 0];
+    if (page === "latent") found.latent = toWhole(parts[0]);
+    if (page === "image") [found.set, found.image] = [parts[0] ?? "", toWhole(parts[1])];
     for (const [key, value] of new URLSearchParams(query ?? "")) {
       if (Object.hasOwn(DEFAULTS, key) && !["page", "latent", "set", "image"].includes(key)) found[key] = value;
     }
