@@ -743,12 +743,12 @@ EXPERIMENTS = (
         ],
     ),
     Claim(
-        "the slowest sort took {} ms, the slowest filter {} ms. The first paint came after {} ms from the disk, {} ms"
-        " served.",
-        [
-            *(f"{EXPLORER}from the disk/{key}" for key in ("slowest_sort_ms", "slowest_filter_ms", "first_paint_ms")),
-            f"{EXPLORER}served/first_paint_ms",
-        ],
+        "the slowest sort took {} ms, the slowest filter {} ms;",
+        [f"{EXPLORER}from the disk/{key}" for key in ("slowest_sort_ms", "slowest_filter_ms")],
+    ),
+    Claim(
+        "The first paint came after {} ms from the disk, {} ms served.",
+        [f"{EXPLORER}from the disk/first_paint_ms", f"{EXPLORER}served/first_paint_ms"],
     ),
     Claim("scenes (3 SAE seeds, {} features with a CDS;", [f"{SCOPE}scored/mean"]),
     TableClaim(
