@@ -77,8 +77,8 @@ def test_list_of_pairs_opens_them(open_page, sample):
     row = page.locator(".matches tbody tr").first
     best = int(np.nanargmax(values))
     assert row.locator("a").all_inner_texts()[:2] == [str(best), str(latents[best])]
-    page.get_by_role("button", name="second - first").click()
-    page.wait_for_selector("th[aria-sort='descending']:has-text('second - first')")
+    page.get_by_role("button", name="second \u2212 first").click()
+    page.wait_for_selector("th[aria-sort='descending']:has-text('second \u2212 first')")
     difference = np.where(latents >= 0, other["cds"][latents] - one["cds"], np.nan)
     top = int(np.nanargmax(difference))
     assert row.locator("a").first.inner_text() == str(top)

@@ -113,6 +113,8 @@ def test_a_click_and_a_drag_list_what_fires_there_in_both_crops(open_page, sampl
 
 def test_keys_move_and_extend_and_are_told(open_page, sample):
     page = open_image(open_page, sample, "#/image/train/1?patches=3%2C4")
+    page.locator(".image-chooser .skip").press("Enter")
+    assert page.evaluate("document.activeElement.className") == "image-title"
     page.locator(".patch-picker").first.focus()
     for key in ("ArrowDown", "ArrowLeft", "Shift+ArrowUp", "Shift+ArrowRight"):
         page.keyboard.press(key)

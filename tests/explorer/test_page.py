@@ -33,19 +33,33 @@ def test_opens_from_the_disk_and_runs_nothing_but_its_own_files(open_page, sampl
     assert page.title() == "data/no/such.js cannot be read: was the folder copied whole?"
     assert "ERR_FILE_NOT_FOUND" in open_page.said.pop()
 
-    # a link to a latent has its group and name
-    page.wait_for_selector(".slick-row")
-    page.evaluate(
-        "preact.render(infoscope.html`<${infoscope.LatentLink} view=${infoscope.view()} latent=${3} />`,"
-        " document.body.appendChild(document.createElement('p')))"
-    )
-    link = page.locator("a.latent-link")
-    link.get_by_text(EVIL).wait_for()
-    assert link.inner_text().split()[0] == "3"
-    assert link.locator(".swatch").get_attribute("aria-label").startswith("group ")
-    link.click()
-    page.wait_for_function("() => infoscope.state().page === 'latent' && infoscope.state().latent === 3")
+    # another page has the focus at its beginning
+    page.get_by_role("link", name="Latent").click()
+    page.wait_for_selector(".latent-head")
     assert page.evaluate("document.activeElement.id") == "content"
+
+    # what is chosen of an SAE's latents is not of another's
+    page.evaluate("infoscope.go({ selected: '3', box: '0,1,0,1', off: 'latent 3', pair: '3-4' })")
+    chosen = ["selected", "box", "off", "pair"]
+    assert all(page.evaluate(f"infoscope.state().{name}") for name in chosen)
+    assert "selected=3" in page.evaluate("infoscope.address({ view: 'seed0', page: 'overview' })")
+    page.locator("header select").select_option("seed1")
+    assert [page.evaluate(f"infoscope.state().{name}") for name in chosen] == [""] * 4
+
+    # what was loaded for one is never shown for another
+    seen = page.evaluate("""async () => {
+      const seen = [], One = ({ name }) => {
+        seen.push([name, infoscope.useLoaded(async () => `of ${name}`, [name]).value]);
+        return null;
+      };
+      const root = document.createElement("p");
+      for (const name of ["a", "b"]) {
+        preact.render(infoscope.html`<${One} name=${name} />`, root);
+        while (!seen.some(([one, value]) => one === name && value)) await new Promise(requestAnimationFrame);
+      }
+      return seen;
+    }""")
+    assert {tuple(one) for one in seen} == {(n, v) for n in "ab" for v in (None, f"of {n}")}
 
 
 def test_what_fails_is_said_and_the_rest_lives(open_page, sample):

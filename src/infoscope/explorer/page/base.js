@@ -9,9 +9,10 @@ const infoscope = {
   useMemo: preactHooks.useMemo,
   useRef: preactHooks.useRef,
 
-  /** A number as people read it: three significant digits, thousands apart; "" where there is none. */
+  /** A value as people read it: numbers with three significant digits, thousands apart; "" where there is none. */
   show(value, digits = 3) {
     if (value === null || value === undefined || Number.isNaN(value)) return "";
+    if (typeof value === "boolean") return value ? "yes" : "no";
     if (typeof value !== "number") return String(value);
     if (Number.isInteger(value)) return value.toLocaleString("en-US");
     const size = Math.abs(value);

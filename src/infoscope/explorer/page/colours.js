@@ -13,7 +13,7 @@
     const bands = names.filter((one) => !Object.hasOwn(GROUPS, one));
     const place = bands.indexOf(name);
     if (Object.hasOwn(GROUPS, name)) return GROUPS[name];
-    return infoscope.heat(bands.length > 1 ? (0.9 * place) / (bands.length - 1) : 0.5);
+    return heat(bands.length > 1 ? (0.9 * place) / (bands.length - 1) : 0.5);
   };
 
   /** Red, green and blue (0 to 255) of a value, 0 to 1. */
@@ -22,9 +22,9 @@
     return [0, 2, 4].map((at) => Number.parseInt(VIRIDIS.slice(place + at, place + at + 2), 16));
   };
 
-  infoscope.heat = (value) => `rgb(${infoscope.heatParts(value).join(" ")})`;
+  const heat = (value) => `rgb(${infoscope.heatParts(value).join(" ")})`;
 
   /** All of the colours of activation, from left to right, as a CSS image. */
   infoscope.heatGradient = () =>
-    `linear-gradient(to right, ${Array.from({ length: 17 }, (_, i) => infoscope.heat(i / 16)).join(", ")})`;
+    `linear-gradient(to right, ${Array.from({ length: 17 }, (_, i) => heat(i / 16)).join(", ")})`;
 })();

@@ -158,7 +158,7 @@
   };
 
   const HEADINGS = { latent: "first", other: "second", match: "match", cds: "CDS, first", otherCds: "CDS, second",
-    difference: "second - first" };
+    difference: "second − first" };
 
   const Heading = ({ name, text, by, sign }) => {
     const isBy = name === by, order = isBy && sign < 0 ? name : `-${name}`;

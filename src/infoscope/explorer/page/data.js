@@ -101,18 +101,38 @@
     return infoscope.load(`images/${set}/${pad(Math.floor(image / 1000), 4)}/${pad(image, 7)}`);
   };
 
-  /** A hook: {value, error} of a promise that `ask` returns, asked again when one of `when` changes. */
+  const NOTHING = { value: null, error: null };
+
+  /**
+   * A hook: {value, error} of a promise that `ask` returns, both null until it is kept. It is asked again when one of
+   * `when` changes; what came for others before is never returned.
+   */
   infoscope.useLoaded = (ask, when) => {
-    const [state, set] = infoscope.useState({ value: null, error: null });
+    const [found, set] = infoscope.useState(null);
     infoscope.useEffect(() => {
       let isCurrent = true;
-      set({ value: null, error: null });
       Promise.resolve().then(ask).then(
-        (value) => isCurrent && set({ value, error: null }),
-        (error) => isCurrent && set({ value: null, error: error.message }),
+        (value) => isCurrent && set({ when, value, error: null }),
+        (error) => isCurrent && set({ when, value: null, error: error.message }),
       );
       return () => { isCurrent = false; };
     }, when);
-    return state;
+    return found?.when.every((one, i) => one === when[i]) ? found : NOTHING;
+  };
+
+  /** A hook: the columns of a view that there are among `names`, by name; null until they are loaded. */
+  infoscope.useColumns = (view, names) => {
+    const found = view.columns.filter((column) => names.includes(column.name));
+    const load = async (column) => [column.name, { ...column, ...(await infoscope.column(view.id, column.name)) }];
+    const ask = async () => Object.fromEntries(await Promise.all(found.map(load)));
+    return infoscope.useLoaded(ask, [view.id, names.join()]).value;
+  };
+
+  /** What a column has of a latent: a number, a text or a switch; null where it is not known. */
+  infoscope.valueOf = (column, latent) => {
+    const value = column?.values[latent];
+    if (value === undefined || Number.isNaN(value)) return null;
+    if (column.texts) return column.texts[value] || null;
+    return column.kind === "switch" ? value > 0 : value;
   };
 })();

@@ -45,7 +45,7 @@
   const countUnknown = (values) => values.reduce((n, one) => n + (Number.isNaN(one) ? 1 : 0), 0);
 
   /** The histogram of the CDS and the range that is chosen in it; `mask`: the latents that it counts. */
-  infoscope.ScopeFigure = ({ view, shown, data, groups, groupOf, mask }) => {
+  infoscope.ScopeFigure = ({ view, table, data, groups, groupOf, mask }) => {
     const { values } = data.get("cds"),
       landmarks = useMemo(() => findLandmarks(view), [view.id]);
     const range = useMemo(() => {
@@ -60,7 +60,7 @@
       [values, groupOf, mask, range],
     );
     const nUnscored = useMemo(() => countUnknown(values), [values]);
-    const { brush } = infoscope.readTable(view, shown);
+    const { brush } = table;
     const setBrush = (numbers) => {
       infoscope.go({ brush: numbers?.some(Number.isFinite) ? infoscope.writeNumbers(numbers) : "" });
     };
@@ -133,7 +133,7 @@
       y = useAxis(view, data, table.y, shown.yScale);
     const axes = x.name === y.name ? [x] : [x, y],
       names = data.get("name"),
-      { box } = infoscope.readTable(view, shown);
+      { box } = table;
     const hidden = axes
       .filter((one) => one.nHidden)
       .map(

@@ -140,8 +140,8 @@
     return `${share}% moves, ${mean} ${mean === "1" ? "patch" : "patches"} on average.`;
   };
 
-  /** The flow in words, with the distance that it makes. */
-  infoscope.describeFlow = ({ flow, emd }) => `${infoscope.tellMoved({ flow })} Over all of the mass: `
+  // the flow in words, with the distance that it makes
+  const describeFlow = ({ flow, emd }) => `${infoscope.tellMoved({ flow })} Over all of the mass: `
     + `${infoscope.show(flow.cost)} patches, ${infoscope.show(emd)} of the largest distance.`;
 
   const drawArrow = (move, side, width) => {
@@ -164,10 +164,10 @@
     const words = drawn.length === moves.length ? ""
       : ` Drawn: the ${drawn.length} largest of ${moves.length} moves, ${percent}% of their mass.`;
     return html`<${infoscope.Picture} view=${view} set=${set} image=${image} crop="shared" size=${size}
-      alt=${`${alt}. ${infoscope.describeFlow(pair)}${words}`}>
+      alt=${`${alt}. ${describeFlow(pair)}${words}`}>
       <svg class="flow" viewBox=${`0 0 ${side} ${side}`} aria-hidden="true" data-moves=${moves.length}
         data-moved=${moved}>
-        <title>${infoscope.describeFlow(pair) + words}</title>
+        <title>${describeFlow(pair) + words}</title>
         ${Array.from(kept, (mass, at) => mass > most / 400 && html`
           <circle cx=${(at % side) + 0.5} cy=${Math.floor(at / side) + 0.5} r=${0.42 * Math.sqrt(mass / most)} />`)}
         ${drawn.map((move) => html`

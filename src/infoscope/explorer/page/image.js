@@ -10,18 +10,11 @@
     mean: "mean", peak: "peak", one: "crop 1", two: "crop 2", difference: "crop 2 − crop 1", cds: "CDS",
   };
 
-  /** What the table of latents says of a latent, by functions of it: "" where it says nothing. */
+  // what the table of latents says of a latent, by functions of it: null where it says nothing
   const useFacts = (view) => {
-    const known = FACTS.filter((name) => view.columns.some((column) => column.name === name));
-    const ask = () => Promise.all(known.map((name) => infoscope.column(view.id, name)));
-    const { value } = infoscope.useLoaded(ask, [view.id]);
-    return infoscope.useMemo(() => Object.fromEntries(FACTS.map((name) => {
-      const column = value?.[known.indexOf(name)];
-      return [name, (latent) => {
-        if (!column) return "";
-        return column.texts ? column.texts[column.values[latent]] : column.values[latent];
-      }];
-    })), [value]);
+    const columns = infoscope.useColumns(view, FACTS);
+    return infoscope.useMemo(() => Object.fromEntries(
+      FACTS.map((name) => [name, (latent) => infoscope.valueOf(columns?.[name], latent)])), [columns]);
   };
 
   const PatchLatents = ({ view, side, found, facts, looked, maps, onLook }) => {
@@ -31,13 +24,13 @@
     const valueOf = (row, name) => name === "cds" ? facts.cds(row.latent) : row[name];
     const sizeOf = (row) => {
       const value = valueOf(row, by);
-      return typeof value === "number" && !Number.isNaN(value) ? Math.abs(value) : -1;
+      return value === null ? -1 : Math.abs(value);
     };
     const compare = (a, b) => sizeOf(b) - sizeOf(a) || b.mean - a.mean || a.latent - b.latent;
     const rows = infoscope.useMemo(() => [...found.rows].sort(compare), [found, by, facts]);
     const say = (row, name) => {
       const value = valueOf(row, name);
-      if (value === null || value === "" || Number.isNaN(value)) return "–";
+      if (value === null) return "–";
       return (name === "difference" && value > 0 ? "+" : "") + show(value);
     };
     const nMore = rows.length - nShown;
@@ -65,7 +58,7 @@
 
   // {size: the side of the large pictures, nAcross: how many stand beside each other, 0: as many as there is room for,
   // above the table, so that a latent's row has its own}
-  const usePictureSize = () => {
+  const useLayout = () => {
     const find = () => {
       const width = document.documentElement.clientWidth - 32;
       if (width >= WIDE_PX) return { size: Math.min(440, Math.floor((width - 690) / 2)), nAcross: 2 };
@@ -128,7 +121,7 @@
   };
 
   const Patches = ({ view, shown, set, image, content, facts }) => {
-    const { size, nAcross } = usePictureSize(), [chosen, choose] = useChoice(shown);
+    const { size, nAcross } = useLayout(), [chosen, choose] = useChoice(shown);
     const [looked, setLooked] = infoscope.useState(null);
     const crops = infoscope.useMemo(() => content.crops.map(infoscope.readCrop), [content]);
     const side = ["0", "1", "2"].includes(chosen.side) ? Number(chosen.side) : 1, seen = side === 0 ? [0] : [1, 2];
@@ -178,7 +171,7 @@
 
   const skip = (event) => {
     event.preventDefault();
-    document.querySelector(".patch-side input, .image-title")?.focus();
+    document.querySelector(".image-title")?.focus();
   };
 
   const Chooser = ({ view, set, image }) => html`<nav class="image-chooser" aria-label="Images">
@@ -194,7 +187,8 @@
   const Title = ({ set, image }) => {
     const name = infoscope.useLoaded(() => infoscope.imageName(set, image), [set, image]).value;
     const label = infoscope.manifest.sets[set].classes?.[name?.label];
-    return html`<h2 class="image-title"><bdi>${name && !name.is_missing ? name.id : `image ${image}`}</bdi>
+    const said = name && !name.is_missing ? name.id : `image ${image}`;
+    return html`<h2 class="image-title" tabindex="-1"><bdi>${said}</bdi>
       ${" "}<span class="quiet">${set} image ${image}${label !== undefined
         && html` · class <bdi>${label}</bdi>`}</span></h2>`;
   };
@@ -207,7 +201,7 @@
     return html`<${infoscope.Guard} what="What fires in this image">
         <${Patches} ...${{ view, shown, set, image, facts }} content=${value} /></${infoscope.Guard}>
       <${infoscope.Guard} what="What is predicted">
-        <${infoscope.ImagePredictions} view=${view} set=${set} predictions=${value.predictions} facts=${facts} />
+        <${infoscope.ImagePredictions} ...${{ view, set, facts }} off=${shown.off} predictions=${value.predictions} />
       </${infoscope.Guard}>`;
   };
 

@@ -43,7 +43,7 @@
         <th scope="col">unit</th></tr></thead>
       <tbody>${rows.map(({ name, heading, unit }) => html`<tr key=${name}>
         <th scope="row" title=${name}>${heading || name}</th>
-        <td class="number">${infoscope.showValue(infoscope.valueOf(columns[name], latent)) || "not known"}</td>
+        <td class="number">${infoscope.show(infoscope.valueOf(columns[name], latent)) || "not known"}</td>
         <td class="unit">${unit === "1" ? "" : unit}</td>
       </tr>`)}</tbody></table></${infoscope.Wide}>`;
   };

@@ -27,8 +27,8 @@
       ${children}
     </svg>`;
 
-  /** CDS over the first k ranks, for every k: the mean of what is known, null with less than half of the pairs. */
-  infoscope.runningCds = (emd) => {
+  // CDS over the first k ranks, for every k: the mean of what is known, null with less than half of the pairs
+  const runningCds = (emd) => {
     let sum = 0, n = 0;
     return emd.map((value, i) => {
       if (value !== null) { sum += value; n += 1; }
@@ -46,7 +46,7 @@
 
   /** RankPlot({view, ranks, chance}): the distance at each rank and the score over the first k. */
   infoscope.RankPlot = ({ view, ranks, chance }) => {
-    const { emd } = ranks, n = emd.length, running = infoscope.runningCds(emd);
+    const { emd } = ranks, n = emd.length, running = runningCds(emd);
     const isKnown = (value) => value !== null && value !== undefined;
     const lines = [["chance", chance], ["gamma", view.groups?.gamma]].filter(([, value]) => isKnown(value));
     const most = Math.max(0.02, ...emd.filter(isKnown), ...lines.map(([, value]) => value));

@@ -9,25 +9,6 @@
     compare: { name: "Side by side", component: "ComparePage" },
   };
 
-  /** LatentLink({view, latent}): its number, the mark of its group, its name, where there are these; to its page. */
-  infoscope.LatentLink = ({ view, latent }) => {
-    const names = ["group", "name"].filter((name) => view.columns.some((column) => column.name === name));
-    const { value } = infoscope.useLoaded(
-      () => Promise.all(names.map((name) => infoscope.column(view.id, name))),
-      [view.id],
-    );
-    const [group, name] = ["group", "name"].map((one) => {
-      const column = value?.[names.indexOf(one)];
-      return column?.texts?.[column.values[latent]] ?? "";
-    });
-    const words = `group ${group}`,
-      style = { background: infoscope.groupColour(group, view.groups?.names) };
-    const address = infoscope.address({ page: "latent", latent, view: view.id });
-    return html`<a class="latent-link" href=${address}>${latent}${
-      group && html` <span class="swatch" role="img" aria-label=${words} title=${words} style=${style}></span>`
-    }${name && ` ${name}`}</a>`;
-  };
-
   const WORDS = {
     latent: "a feature of the SAE (sparse autoencoder); it fires on some patches of some images",
     patch: "a square of the image that the model reads as one token",
@@ -106,7 +87,6 @@
       if (!isFirst.current) say(place);
       isFirst.current = false;
     }, [place]);
-    const choose = (id) => infoscope.go({ view: id, selected: "", box: "" }); // latents of another SAE are others
     return html`
       <a class="skip" href="#content" onClick=${(event) => {
         event.preventDefault();
@@ -118,13 +98,13 @@
           ([page, { name }]) => html`
           <a href=${infoscope.address({ page })} aria-current=${shown.page === page ? "page" : null}>${name}</a>`,
         )}</nav>
-        <label>SAE <select value=${view.id} onChange=${(event) => choose(event.target.value)}>
+        <label>SAE <select value=${view.id} onChange=${(event) => infoscope.go({ view: event.target.value })}>
           ${infoscope.manifest.views.map((one) => html`<option value=${one.id}>${one.title}</option>`)}</select></label>
       </header>
       ${
         nMissing > 0 &&
         html`<p class="warning" role="status">${infoscope.count(nMissing, "image")} could not be shown:
-        the files are not where the explorer was written.</p>`
+        no file was found when the explorer was written, or this folder was not copied whole.</p>`
       }
       ${
         shown.view &&

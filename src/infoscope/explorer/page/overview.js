@@ -38,6 +38,7 @@
     useEffect(() => {
       if (!isEditing.current) setText(filter);
     }, [filter]);
+    useEffect(() => () => clearTimeout(timer.current), []);
     const error = useMemo(() => findError(view, text), [text, view.id]);
     const holds = filter !== "" && !findError(view, filter);
     const apply = (value) => {

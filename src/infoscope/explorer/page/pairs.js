@@ -104,7 +104,7 @@
     const silent = at.filter((i) => ranks.emd[i] === null);
     if (at.length === 0) return html`<p class="absent">It fires in no image of this set.</p>`;
     return html`
-      ${silent.length > 0 && html`<p class="silent-pairs">${infoscope.count(silent.length, "pair")} of ${at.length}
+      ${silent.length > 0 && html`<p>${infoscope.count(silent.length, "pair")} of ${at.length}
         ${silent.length === 1 ? " has" : " have"} no EMD, for the latent is silent on what both crops share: rank
         ${" "}${silent.map((i) => i + 1).join(", ")}.</p>`}
       <ol class=${shown.large === "on" ? "pairs large" : "pairs"}>${at.map((i) => html`

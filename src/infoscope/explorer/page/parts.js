@@ -1,10 +1,10 @@
 "use strict";
-// What all pages are made of: what is loading, what failed, what is wider than the screen, the mark of a group.
+// What pages are made of: what is loading, failed, was not measured or is too wide; sections; the mark of a group.
 (() => {
   const { html, useEffect, useRef, useState } = infoscope;
 
   /** Loading({what}): keeps room for what is loading, and says so when that takes more than a moment. */
-  infoscope.Loading = ({ what = "It" }) => html`
+  infoscope.Loading = ({ what }) => html`
     <div class="loading"><p role="status">${what} is loading ...</p></div>`;
 
   /** Guard({what, of, children}): what was to be shown, or that it failed and why, until `of` is something else. */
@@ -31,6 +31,14 @@
     const scrolled = isCut ? { tabindex: 0, role: "group", "aria-label": label } : {};
     return html`<div class="wide" ref=${element} ...${scrolled}>${children}</div>`;
   };
+
+  /** Section({id, title, children}): a part of the page under its heading; where it fails, the others stay. */
+  infoscope.Section = ({ id, title, children }) => html`<section aria-labelledby=${id}><h3 id=${id}>${title}</h3>
+    <${infoscope.Guard} what="This part">${children}</${infoscope.Guard}></section>`;
+
+  /** Absent({what, how}): what was not measured, and the command that measures it before that of the explorer. */
+  infoscope.Absent = ({ what, how = "" }) => html`<p class="absent">${what} not measured: run${" "}
+    ${how && html`<code>${how}</code>, then `}<code>infoscope stage=explore</code>${how ? "" : " again"}.</p>`;
 
   /** GroupMark({view, group}): its colour and its name. */
   infoscope.GroupMark = ({ view, group }) => group && html`<span class="group"><span class="swatch" aria-hidden="true"

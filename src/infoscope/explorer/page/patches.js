@@ -161,13 +161,12 @@
       const head = choice ? choice.head.map((at, axis) => clamp(at + move[axis])) : [0, 0];
       onChoose(event.shiftKey && choice ? choice.anchor : head, head);
     };
-    const { left, top, share } = infoscope.cropPlace(view, crop);
-    const place = { width: `${100 / share}%`, left: `${(-100 * left) / share}%`, top: `${(-100 * top) / share}%` };
     return html`<div class="patch-picker" role="application" tabindex="0" aria-label=${label}
       aria-describedby="patch-keys" style=${{ width: `${size}px`, height: `${size}px` }} onKeyDown=${step}
       onPointerDown=${press} onPointerMove=${drag} onPointerUp=${release} onPointerCancel=${cancel}>
       <${infoscope.Picture} ...${picture} size=${size} alt=${label}>
-        ${url && html`<img class="large" src=${url} alt="" style=${place} draggable=${false} />`}
+        ${url && html`<img class="large" src=${url} alt="" draggable=${false}
+          style=${infoscope.cropStyle(view, crop)} />`}
         <${Overlay} view=${view} crop=${crop} box=${box} />
       <//>
     </div>`;

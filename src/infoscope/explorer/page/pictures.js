@@ -16,6 +16,12 @@
     return { left: isRight ? start : 0, top: isDown ? start : 0, share: view.grid / side };
   };
 
+  /** How a thumbnail lies in an element that shows a crop of it, as a style. */
+  infoscope.cropStyle = (view, crop) => {
+    const { left, top, share } = infoscope.cropPlace(view, crop);
+    return { width: `${100 / share}%`, left: `${(-100 * left) / share}%`, top: `${(-100 * top) / share}%` };
+  };
+
   /** Where the shared region begins in a crop (1 or 2), in patches: {row, column}; its side is grid - shift. */
   infoscope.sharedStart = (view, crop) => ({
     row: crop === 1 ? view.shift : 0,
@@ -106,7 +112,6 @@
     const { view, set, image, crop = 0, map = null, scale = 0, opacity = 0.6, alt, size = 128, children } = options;
     const [isMissing, setMissing] = infoscope.useState(false), [url, setUrl] = infoscope.useState(null);
     const canvas = infoscope.useRef(null);
-    const { left, top, share } = infoscope.cropPlace(view, crop);
     infoscope.useEffect(() => {
       let isCurrent = true;
       setMissing(false);
@@ -122,11 +127,11 @@
       missing.add(`${set}/${image}`);
       window.dispatchEvent(new CustomEvent("infoscope-missing"));
     };
-    const place = { width: `${100 / share}%`, left: `${(-100 * left) / share}%`, top: `${(-100 * top) / share}%` };
     return html`<div class="picture" style=${{ width: `${size}px`, height: `${size}px` }}>
       ${isMissing
         ? html`<div class="missing" role="img" aria-label=${`${alt}: the image is missing`}>missing</div>`
-        : url && html`<img src=${url} alt=${alt} style=${place} onError=${fail} draggable=${false} />`}
+        : url && html`<img src=${url} alt=${alt} style=${infoscope.cropStyle(view, crop)} onError=${fail}
+          draggable=${false} />`}
       ${map && html`<canvas ref=${canvas} class="map" style=${{ opacity }} aria-hidden="true"></canvas>`}
       ${children}
     </div>`;

@@ -59,9 +59,8 @@
         : html`<strong>${names[best(one.probabilities)]}</strong>`}</td></tr>`)}</tbody>
   </table></${infoscope.Wide}>`;
 
-  /** ImagePredictions({view, set, predictions, facts}): of one image; what makes them where there are none. */
-  infoscope.ImagePredictions = ({ view, set, predictions, facts }) => {
-    const { off } = infoscope.useShown();
+  /** ImagePredictions({view, set, off, predictions, facts}): of one image; what makes them where there are none. */
+  infoscope.ImagePredictions = ({ view, set, off, predictions, facts }) => {
     const switches = infoscope.useMemo(() => predictions ? listSwitches(predictions) : [], [predictions]);
     if (!predictions) {
       return html`<section class="predictions"><h3>Predictions</h3>
@@ -78,7 +77,7 @@
       <p role="status" class="prediction-said">${sayChange(names, predictions.before, chosen)}</p>
       <div class="prediction-parts">
         <${Bars} predictions=${predictions} names=${names} after=${chosen.probabilities} />
-        <${Switches} ...${{ view, facts, names, top, switches, chosen }} 
+        <${Switches} ...${{ view, facts, names, top, switches, chosen }}
           onChoose=${(id) => infoscope.go({ off: id === "nothing" ? "" : id }, true)} />
       </div></section>`;
   };

@@ -1,39 +1,10 @@
 "use strict";
 // What a latent is beside its top images: weaker and random images, classes, neighbours, other SAEs, removal.
 (() => {
-  const { html } = infoscope;
+  const { html, Absent, GroupMark, Section, Wide } = infoscope;
   const OF_OTHERS = ["cds", "group", "name"], SILENT = "It fires in none of the images that this was measured on.";
 
-  /** A hook: the columns of a view that there are among `names`, by name; null until they are loaded. */
-  infoscope.useColumns = (view, names) => {
-    const found = view.columns.filter((column) => names.includes(column.name));
-    const load = async (column) => [column.name, { ...column, ...(await infoscope.column(view.id, column.name)) }];
-    const ask = async () => Object.fromEntries(await Promise.all(found.map(load)));
-    return infoscope.useLoaded(ask, [view.id, names.join()]).value;
-  };
-
-  /** What a column has of a latent: a number, a text or a switch; null where it is not known. */
-  infoscope.valueOf = (column, latent) => {
-    const value = column?.values[latent];
-    if (value === undefined || Number.isNaN(value)) return null;
-    if (column.texts) return column.texts[value] || null;
-    return column.kind === "switch" ? value > 0 : value;
-  };
-
-  /** A value in words: numbers as people read them, switches as yes and no. */
-  infoscope.showValue = (value) => typeof value === "boolean" ? (value ? "yes" : "no") : infoscope.show(value);
-
-  /** Absent({what, how}): what was not measured, and the command that measures it before that of the explorer. */
-  infoscope.Absent = ({ what, how = "" }) => html`<p class="absent">${what} not measured: run${" "}
-    ${how && html`<code>${how}</code>, then `}<code>infoscope stage=explore</code>${how ? "" : " again"}.</p>`;
-
-  const { Absent, GroupMark, Wide } = infoscope;
-
-  /** Section({id, title, children}): a part of the page under its heading; where it fails, the others stay. */
-  infoscope.Section = ({ id, title, children }) => html`<section aria-labelledby=${id}><h3 id=${id}>${title}</h3>
-    <${infoscope.Guard} what="This part">${children}</${infoscope.Guard}></section>`;
-
-  const { Section } = infoscope, STRIP_PX = 110; // of a picture, so that five of them lie in half of a usual window
+  const STRIP_PX = 110; // of a picture, so that five of them lie in half of a usual window
 
   const Strip = ({ view, shown, of, scale, describe }) => {
     const usual = infoscope.usePictureSize(shown), size = shown.large === "on" ? usual : Math.min(usual, STRIP_PX);
@@ -133,7 +104,7 @@
     const sizes = Array.from(column.values, Math.abs).filter((size) => !Number.isNaN(size));
     const nSmaller = sizes.filter((size) => size < Math.abs(value)).length;
     const most = sizes.reduce((found, size) => Math.max(found, size), 0);
-    const change = value > 0 ? "the loss rises: it is missed" : "the loss falls: the task is better without it";
+    const change = value > 0 ? "the loss rises: the task needs it" : "the loss falls: the task is better without it";
     const words = value === 0 ? "nothing changes"
       : `${change}; a larger change than without ${Math.floor((100 * nSmaller) / sizes.length)}% of latents`;
     return { task, value, unit: column.unit, share: value / (most || 1), words };

@@ -1,26 +1,7 @@
 "use strict";
 // Which latents the table and the plots show: what the address asks for, made rows.
 (() => {
-  const { useEffect, useMemo, useRef, useState } = infoscope;
-
-  /** A hook: {data: Map of the columns that are loaded, isReady: whether all of `names` are, error}. */
-  const useColumns = (view, names) => {
-    const [state, set] = useState({ id: null, data: new Map(), error: null });
-    const isReady = state.id === view.id && names.every((name) => state.data.has(name));
-    useEffect(() => {
-      let isCurrent = true;
-      if (!isReady) {
-        loadColumns(view, names).then(
-          (data) => isCurrent && set({ id: view.id, data, error: null }),
-          (error) => isCurrent && set({ id: view.id, data: new Map(), error: error.message }),
-        );
-      }
-      return () => {
-        isCurrent = false;
-      };
-    }, [view.id, names.join()]);
-    return { data: state.data, isReady, error: state.id === view.id ? state.error : null };
-  };
+  const { useMemo, useRef } = infoscope;
 
   /** What filters may ask for: the columns of the table, and whether a latent is selected. */
   infoscope.filterColumns = (view) => [
@@ -79,7 +60,6 @@
       isDown: sort.startsWith("-"),
       numbers,
       columns: columns.length ? columns : infoscope.defaultColumns(view),
-
       brush: known.has("cds") ? readNumbers(shown.brush, 2) : null,
       box: x ? readNumbers(shown.box, 4) : null,
       filter: readFilter(view, shown.filter),
@@ -133,12 +113,12 @@
     const there = new Set(view.columns.map((one) => one.name)),
       { x, y, sort, columns } = table;
     const always = ["cds", "cds_low", "cds_high", "group", "name"].filter((name) => there.has(name));
-    const names = new Set([...always, ...columns, ...listNeeded(table), ...[x, y].filter(Boolean)]);
-    const { data, isReady, error } = useColumns(view, [...names]);
+    const names = [...new Set([...always, ...columns, ...listNeeded(table), ...[x, y].filter(Boolean)])];
+    const { value: data, error } = infoscope.useLoaded(() => loadColumns(view, names), [view.id, names.join()]);
     const { filter, brush, box, selected } = shown,
       isBySelection = table.filter.needs.includes("selected");
     const asked = [view.id, filter, brush, box, box && x, box && y, isBySelection && selected].join("\n");
-    if (isReady) {
+    if (data) {
       const { current } = last,
         isSame = current?.asked === asked;
       const masks = isSame ? current.masks : chooseLatents(view, table, data);

@@ -18,6 +18,7 @@
     opacity: "0.6", maps: "raw", flow: "on", // of pictures: maps over them; raw or normalised; what moves between crops
     large: "", // "on": larger pictures
   };
+  const PATH = ["page", "latent", "set", "image"]; // of these is the path of an address, of all else its query
   const store = zustandVanilla.createStore(() => ({ ...DEFAULTS }));
 
   const decode = (part) => {
@@ -39,7 +40,7 @@
     if (page === "latent") found.latent = toWhole(parts[0]);
     if (page === "image") [found.set, found.image] = [parts[0] ?? "", toWhole(parts[1])];
     for (const [key, value] of new URLSearchParams(query ?? "")) {
-      if (Object.hasOwn(DEFAULTS, key) && !["page", "latent", "set", "image"].includes(key)) found[key] = value;
+      if (Object.hasOwn(DEFAULTS, key) && !PATH.includes(key)) found[key] = value;
     }
     return found;
   };
@@ -48,10 +49,16 @@
     const parts = { latent: [state.latent], image: [state.set, state.image] }[state.page] ?? [];
     const query = new URLSearchParams();
     for (const [key, value] of Object.entries(state)) {
-      if (!["page", "latent", "set", "image"].includes(key) && value !== DEFAULTS[key]) query.set(key, value);
+      if (!PATH.includes(key) && value !== DEFAULTS[key]) query.set(key, value);
     }
     const path = [state.page, ...parts].map(encodeURIComponent).join("/");
     return `#/${path}${query.size ? "?" + query : ""}`;
+  };
+
+  // what is shown after some changes; what is chosen of an SAE's latents is not of another's
+  const change = (changes) => {
+    const state = store.getState(), isSame = infoscope.view(changes.view ?? state.view) === infoscope.view();
+    return { ...state, ...(isSame ? {} : { selected: "", box: "", off: "", pair: "" }), ...changes };
   };
 
   /** Return what is shown. */
@@ -59,14 +66,14 @@
 
   /** Change what is shown: a new entry of the history, or (`isSmall`) a change of the present one. */
   infoscope.go = (changes, isSmall = false) => {
-    const state = { ...store.getState(), ...changes };
+    const state = change(changes);
     history[isSmall ? "replaceState" : "pushState"](null, "", write(state));
     store.setState(state, true);
     if (!isSmall && changes.page) window.scrollTo(0, 0);
   };
 
   /** The address of what would be shown after some changes, for links. */
-  infoscope.address = (changes) => write({ ...store.getState(), ...changes });
+  infoscope.address = (changes) => write(change(changes));
 
   /** A hook: what is shown, anew whenever it changes. */
   infoscope.useShown = () => {
@@ -75,12 +82,11 @@
     return state;
   };
 
-  /** Return the view that is shown, or the one beside it. */
+  /** Return the view of an id, by default the one that is shown; the first where there is none. */
   infoscope.view = (id = store.getState().view) =>
     infoscope.manifest.views.find((view) => view.id === id) ?? infoscope.manifest.views[0];
 
   const follow = () => store.setState(read(), true);
-  window.addEventListener("popstate", follow);
-  window.addEventListener("hashchange", follow);
+  window.addEventListener("popstate", follow); // comes for links too, for addresses differ behind their # alone
   follow();
 })();

@@ -157,7 +157,6 @@
       const provider = {
         getLength: () => this.rows.length,
         getItem: (row) => (row < this.rows.length ? { latent: this.rows[row] } : null),
-        getItemMetadata: () => null,
       };
       this.grid = new Slick.Grid(element, provider, [], {
         nonce: document.body.dataset.nonce,
