@@ -180,6 +180,11 @@ def test_ways_to_other_latents(open_page, sample):
     for table, kind in zip(tables, ("decoder", "coactive"), strict=True):
         links = table.locator("a").all_inner_texts()
         assert links == [str(latent) for latent in found["near"][kind]["latents"]]
+    page.locator("#near ~ .columns a").last.click()  # from far down to the beginning of another
+    page.wait_for_selector(f"main h2:has-text('Latent {links[-1]}')")
+    page.wait_for_function("() => scrollY === 0")
+    page.go_back()
+    page.wait_for_selector("#elsewhere")
     if found["elsewhere"]:
         page.get_by_role("link", name="side by side", exact=True).last.click()
         page.wait_for_url(re.compile(f"pair=299-{found['elsewhere'][0]['latent']}"))

@@ -19,6 +19,7 @@
     large: "", // "on": larger pictures
   };
   const PATH = ["page", "latent", "set", "image"]; // of these is the path of an address, of all else its query
+  const KNOWN = "known"; // marks entries of the history that were shown before
   const store = zustandVanilla.createStore(() => ({ ...DEFAULTS }));
 
   const decode = (part) => {
@@ -67,7 +68,7 @@
   /** Change what is shown: a new entry of the history, or (`isSmall`) a change of the present one. */
   infoscope.go = (changes, isSmall = false) => {
     const state = change(changes);
-    history[isSmall ? "replaceState" : "pushState"](null, "", write(state));
+    history[isSmall ? "replaceState" : "pushState"](KNOWN, "", write(state));
     store.setState(state, true);
     if (!isSmall && changes.page) window.scrollTo(0, 0);
   };
@@ -86,7 +87,14 @@
   infoscope.view = (id = store.getState().view) =>
     infoscope.manifest.views.find((view) => view.id === id) ?? infoscope.manifest.views[0];
 
-  const follow = () => store.setState(read(), true);
-  window.addEventListener("popstate", follow); // comes for links too, for addresses differ behind their # alone
-  follow();
+  // comes for links too, for addresses differ behind their # alone; what a link opens is shown from its beginning
+  window.addEventListener("popstate", ({ state: mark }) => {
+    const before = store.getState(), now = read();
+    store.setState(now, true);
+    if (mark === KNOWN) return; // back or forward
+    history.replaceState(KNOWN, "");
+    if (PATH.some((key) => now[key] !== before[key])) window.scrollTo(0, 0);
+  });
+  history.replaceState(KNOWN, "");
+  store.setState(read(), true);
 })();
