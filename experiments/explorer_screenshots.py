@@ -70,7 +70,7 @@ def take_screenshots(browser: Any, index: Path, folder: Path, pages: dict[str, s
         page.wait_for_selector("main h2")
         page.wait_for_load_state("networkidle")
         files.append(folder / f"{name}.webp")
-        Image.open(BytesIO(page.screenshot())).save(files[-1], quality=QUALITY, method=6)
+        Image.open(BytesIO(page.screenshot())).save(files[-1], quality=QUALITY)
         page.close()
     return files
 

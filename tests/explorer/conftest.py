@@ -10,6 +10,8 @@ import pytest
 from tests.support.chromium import CHROMIUM, MISSING
 from tests.support.explorer_sample import write_sample
 
+NOTHING = "There is no page of this name"
+
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator:
@@ -24,20 +26,44 @@ def browser() -> Iterator:
         browser.close()
 
 
-@pytest.fixture
-def open_page(browser) -> Iterator[Callable]:
-    """Open an address and return Playwright's page; a test fails if its console said anything or a script failed."""
-    said, contexts = [], []
+@pytest.fixture(scope="session")
+def kept() -> dict:
+    """The page of the sample that tests share, and what takes what consoles say."""
+    return {}
 
-    def open_(address: str, **options):
+
+@pytest.fixture
+def open_page(browser, sample: Path, kept: dict) -> Iterator[Callable]:
+    """Open an address and return Playwright's page; a test fails if its console said anything or a script failed.
+
+    A new page costs a second of processor time. So that of the sample is kept, and the next test takes it to another
+    address; with options, or `anew=True` for a test that changes the scripts, a page is a new one.
+    """
+    said, contexts = [], []
+    kept["said"] = said
+
+    def make(address: str, **options):
         context = browser.new_context(**options)
         context.set_default_timeout(20_000)
-        contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(f"error: {error}"))
+        page.on("console", lambda message: kept["said"].append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: kept["said"].append(f"error: {error}"))
         page.goto(address)
         page.wait_for_selector("main, noscript, table")
+        return page
+
+    def open_(address: str, *, anew: bool = False, **options):
+        of_sample = f"{sample.as_uri()}#/"
+        if anew or options or not f"{address}#/".startswith(of_sample):
+            page = make(address, **options)
+            contexts.append(page.context)
+            return page
+        page = kept["page"] = kept.get("page") or make(f"{of_sample}nothing")
+        page.mouse.move(0, 0)
+        page.goto(f"{of_sample}nothing")  # what parts of a page remember beside the address is gone
+        page.wait_for_selector(f"main >> text={NOTHING}")
+        page.goto(address)
+        page.wait_for_selector(f"main:not(:has-text('{NOTHING}'))")
         return page
 
     open_.said = said  # a test that expects something to be said takes it away

@@ -181,7 +181,7 @@ def test_predictions_switch(open_page, sample):
 
 
 def test_what_is_missing_is_told(open_page, sample):
-    page = open_image(open_page, sample, "#/image/train/0")
+    page = open_image(open_page, sample, "#/image/train/0", anew=True)
     assert page.inner_text(".image-title").startswith(EVIL)
     page.evaluate("infoscope.go({ image: 7 })")
     page.wait_for_selector("text=explore.n_browsed=6")

@@ -63,7 +63,7 @@ def test_opens_from_the_disk_and_runs_nothing_but_its_own_files(open_page, sampl
 
 
 def test_what_fails_is_said_and_the_rest_lives(open_page, sample):
-    page = open_page(sample.as_uri() + "#/latent/3")
+    page = open_page(sample.as_uri() + "#/latent/3", anew=True)
     page.evaluate("infoscope.RankPlot = () => { throw new Error('of <b>one</b> plot') }; infoscope.go({ latent: 4 })")
     page.wait_for_function("() => document.querySelector('h2').textContent.startsWith('Latent 4')")
     alert = page.locator("[aria-labelledby=by-rank] [role=alert]")
@@ -94,18 +94,7 @@ def test_an_address_of_nothing_is_said(open_page, sample):
 
 
 # words that every object in JavaScript knows, numbers that are none, and what is text in an address alone
-ODD = [
-    "constructor",
-    "__proto__",
-    "toString",
-    "<img src=x onerror=alert(1)>",
-    "%ff",
-    "NaN",
-    "1e999",
-    "-1",
-    "0-49999",
-    ",",
-]
+ODD = ["constructor", "__proto__", "<img src=x onerror=alert(1)>", "%ff", "1e999", "0-49999", ","]
 
 
 def test_an_address_that_somebody_wrote_by_hand_breaks_no_page(open_page, sample):

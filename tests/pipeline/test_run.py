@@ -502,14 +502,12 @@ def test_a_task_without_truth_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["partition=mass", "partition.mass_share=0.3"], ["30% of the mass", "without high-scope", "energy"]),
         (["partition=quantile", "partition.quantile=0.4"], ["quantile 0.4", "without high-scope"]),
-        (["partition=otsu"], ["Otsu", "without low-scope"]),
         (["partition=bands", "partition.n_bands=3"], ["without band 1 of 3", "without band 3 of 3"]),
     ],
-    ids=["mass", "quantile", "otsu", "bands"],
+    ids=["quantile", "bands"],  # other runs divide by mass; all rules are tested in tests/scope
 )
-def test_every_rule_runs_through_to_the_report(
+def test_other_rules_run_through_to_the_report(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], words: list[str]
 ) -> None:
     output_dir = copy_run(finished, tmp_path, but=("report",))
