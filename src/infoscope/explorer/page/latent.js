@@ -74,18 +74,19 @@
   const isTyping = (event) => event.target.closest("input, select, textarea, [role=grid], .wide[tabindex]");
 
   const Steps = ({ view, shown }) => {
-    const { before, after, words } = useNeighbours(view, shown);
+    const { before, after, words } = useNeighbours(view, shown), steps = infoscope.useRef({});
+    steps.current = { ArrowLeft: before, ArrowRight: after }; // a key never acts on what stood here before
     useEffect(() => {
       const press = (event) => {
         if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || isTyping(event)) return;
-        const latent = { ArrowLeft: before, ArrowRight: after }[event.key] ?? null;
+        const latent = steps.current[event.key] ?? null;
         if (latent === null) return;
         event.preventDefault();
         goTo(latent);
       };
       window.addEventListener("keydown", press);
       return () => window.removeEventListener("keydown", press);
-    }, [before, after]);
+    }, []);
     const submit = (event) => {
       event.preventDefault();
       goTo(Number.parseInt(new FormData(event.target).get("latent"), 10) || 0);
