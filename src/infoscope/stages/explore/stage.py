@@ -141,7 +141,7 @@ class Explore(SingleStage[ExplorerFacts]):
             )
         if not features.check("webp"):
             raise InputError(
-                "stage=explore keeps thumbnails as WebP, which this Pillow was built without: install the wheel of Pillow"
+                "stage=explore keeps thumbnails as WebP, which this Pillow was built without: install its wheel"
                 " (pip install --force-reinstall pillow)."
             )
 
