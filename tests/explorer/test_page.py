@@ -149,6 +149,19 @@ def test_a_column_of_another_length_is_said(open_page, sample, tmp_path):
     page.get_by_text("data/seed0/columns/cds.js is damaged: it has 3 of 300 values.").wait_for()
 
 
+def test_a_column_that_could_not_be_read_is_asked_for_again(open_page, sample, tmp_path):
+    folder = tmp_path / "explorer"
+    shutil.copytree(sample.parent, folder)
+    file = folder / "data/seed0/columns/n_valid.js"
+    file.rename(tmp_path / "aside.js")
+    page = open_page((folder / "index.html").as_uri())
+    ask = "infoscope.column('seed0', 'n_valid').then(({ values }) => values.length, (error) => error.message)"
+    assert page.evaluate(ask) == "data/seed0/columns/n_valid.js cannot be read: was the folder copied whole?"
+    assert "ERR_FILE_NOT_FOUND" in open_page.said.pop()
+    (tmp_path / "aside.js").rename(file)
+    assert page.evaluate(ask) == 300
+
+
 def test_letters_that_turn_a_line_around_stay_within_their_name(open_page, sample, tmp_path):
     folder = tmp_path / "explorer"
     shutil.copytree(sample.parent, folder)

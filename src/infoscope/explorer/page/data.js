@@ -74,6 +74,7 @@
           throw new Error(`data/${key}.js is damaged: it has ${values.length} of ${about.d_sae} values.`);
         return { values, texts };
       }));
+      columns.get(key).catch(() => columns.delete(key)); // whoever asks again may find it mended
     }
     return columns.get(key);
   };
