@@ -34,14 +34,17 @@ class Decoder(Enum):
 
 
 class Planted(Enum):
-    """What a card in a corner of a quarter of the scenes shows of another kind than the nearest object's (ours)."""
+    """What is pasted into scenes (ours): cards that show another kind than the nearest object's, or marks."""
 
     nothing = "nothing"
-    """There are no cards."""
+    """There is nothing."""
     text = "text"
-    """Its name: a typographic attack. The scenes' own CLIP was never shown letters, and reads none."""
+    """In a corner of a quarter of the scenes its name: a typographic attack. The scenes' own CLIP was never shown
+    letters, and reads none."""
     picture = "picture"
-    """An object of it in its typical texture."""
+    """There an object of it in its typical texture."""
+    marks = "marks"
+    """Near the four corners of every scene a red or a blue mark, and facts that no one of them tells."""
 
 
 class DataKind(Enum):
@@ -85,7 +88,8 @@ class DataConfig:
     size_px: Annotated[Pixels, Bounds(32)] = 104
     """Scenes: side of the rendered pictures, at least 32; 104 is what one shift of scenes_clip needs, (12 + 1) * 8."""
     planted: Planted = Planted.nothing
-    """Scenes: cards that mislead, a target of their own ("planted") for worst groups (stage=steer)."""
+    """Scenes: cards that mislead, a target of their own ("planted") for worst groups (stage=steer); or marks, whose
+    targets (alike, even, balanced, symmetric) no small window can tell, so that the breadth of evidence is known."""
     seed: Seed = 0
     """Of the rendered scenes, of the split of image and class folders, of what max_train and max_test draw."""
     max_train: Count | None = None

@@ -88,6 +88,8 @@ class ImageSet(ABC):
     """What `labels` accepts; "class" first."""
     global_factors: tuple[str, ...] = ()
     """Targets that are facts of the whole picture and of no place in it, such as the weather."""
+    broad_facts: tuple[str, ...] = ()
+    """Targets that no small window of the picture tells anything of, such as whether two marks far apart are alike."""
     spurious_target: str | None = None
     """The target that goes with the class in most images without being part of it, such as the place of a bird."""
     class_attribute: str | None = None

@@ -29,6 +29,7 @@ class _Sample(ImageSet):
         self.is_text, self.on_error = images.is_text, images.on_error
         self.training_region, self.left_out = images.training_region, images.left_out
         self.truths, self.targets, self.global_factors = images.truths, images.targets, images.global_factors
+        self.broad_facts = images.broad_facts
         self.decoder, self.resize = images.decoder, images.resize
         self.class_names, self.class_ids = images.class_names, images.class_ids
         self.label_names, self.spurious_target = images.label_names, images.spurious_target

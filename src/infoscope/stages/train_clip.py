@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from infoscope.config.tree import to_tree
-from infoscope.data.config import DataKind
+from infoscope.data.config import DataKind, Planted
 from infoscope.data.scenes.factors import PLACES, vocabulary
+from infoscope.data.scenes.marks import WORDS
 from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, Node, Row, Shown, SingleStage, Work, name_artifacts
@@ -55,7 +56,7 @@ class TrainClip(SingleStage[None]):
         from infoscope.vision.open_clip.contrastive import compute_retrieval, train_clip
         from infoscope.vision.open_clip.tokenizer import WordTokenizer
 
-        clip, words = ctx.config.clip, vocabulary()
+        clip, words = ctx.config.clip, [*vocabulary(), *(WORDS if ctx.config.data.planted is Planted.marks else ())]
         train, test = (getattr(up, split).load() for split in clip.sets)
         with ctx.track(self.kind) as tracker, ctx.display.bar("training CLIP", unit="steps") as advance:
             options = ctx.trainer_options(advance, tracker)

@@ -57,7 +57,7 @@ def test_a_quarter_of_the_scenes_has_a_card_of_any_other_kind() -> None:
 
 
 def test_the_fingerprint_knows_of_cards_where_there_are_any() -> None:
-    plain, text, picture = (make_scenes_fingerprint(0, "test", 9, 64, one) for one in Planted)
+    plain, text, picture, marks = (make_scenes_fingerprint(0, "test", 9, 64, one) for one in Planted)
     assert "planted" not in plain
     assert plain == make_scenes_fingerprint(0, "test", 9, 64)
-    assert (text["planted"], picture["planted"]) == ("text", "picture")
+    assert [of["planted"] for of in (text, picture, marks)] == ["text", "picture", "marks"]

@@ -326,6 +326,21 @@ def test_it_may_begin_with_the_weights_of_scenes_clip_and_see_some_of_the_scenes
         train_clip(small, pictures, words, tmp_path, tmp_path / "other", OPTIONS)
 
 
+@quiet
+def test_it_may_learn_more_words_than_scenes_clip_knows(tmp_path: Path) -> None:
+    shipped = load_file(SHIPPED_FOLDER / "open_clip_model.safetensors")["token_embedding.weight"]
+    config = ContrastiveConfig(n_images=6, n_steps=1, batch_size=2, warmup_steps=1, lr=1e-6, init="shipped")
+    words = [*json.loads((SHIPPED_FOLDER / "vocabulary.json").read_text())["words"], "marks", "alike"]
+    pictures = Swatches(make_images(6, config.image_px))
+    train_clip(config, pictures, words, tmp_path, tmp_path / "progress", OPTIONS)
+    table = load_file(tmp_path / "open_clip_model.safetensors")["token_embedding.weight"]
+    assert len(table) == len(shipped) + 2
+    torch.testing.assert_close(table[[*range(len(shipped) - 1), -1]], shipped, rtol=0, atol=1e-5)
+    assert table[-3:-1].std() > 0
+    with pytest.raises(InputError, match=r"clip\.init=shipped begins"):
+        train_clip(config, pictures, words[::-1], tmp_path, tmp_path / "other", OPTIONS)
+
+
 def test_only_what_is_new_in_the_settings_moves_their_key() -> None:
     fields = CONFIG.cache_key_fields()
     assert {"init", "place"}.isdisjoint(fields)

@@ -13,13 +13,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from infoscope.data.config import Planted
 from infoscope.data.scenes.factors import COLOURS, KINDS, TYPICAL_TEXTURE, scene_rng
+from infoscope.data.scenes.marks import choose_marks, draw_marks
 from infoscope.data.scenes.render import IGNORE_LABEL, Scene, draw_inside
 
 PLANTED_SHARE = 0.25
 """Of the scenes, in both splits; so most scenes of each kind have no card."""
 NOTHING = "nothing"
 PLANTING_VERSION = 1
-"""Part of the fingerprint: raise it whenever a pixel of a card changes."""
+"""Part of the fingerprint: raise it whenever a pixel of a card or of a mark changes."""
 _SIDE = 0.4  # of a card, in picture sides
 _TEXT_PX = 104  # side of a picture on which letters have their own size, about six pixels
 
@@ -32,7 +33,9 @@ def choose_planted(seed: int, split: str, index: int, kind: str) -> str:
 
 
 def plant(scene: Scene, planted: Planted, seed: int, split: str, index: int) -> Scene:
-    """Return a scene with its card, if it has one; labels and depth under it are unknown."""
+    """Return a scene with its card, if it has one, or its marks; labels and depth under them are unknown."""
+    if planted is Planted.marks:
+        return draw_marks(scene, choose_marks(seed, split, index))
     word = choose_planted(seed, split, index, scene.factors.objects[0].kind)
     if word == NOTHING:
         return scene

@@ -20,7 +20,7 @@ from jaxtyping import Float32, Int64, UInt8, UInt16
 from infoscope.data.config import Planted
 from infoscope.data.images import CHOOSE_TARGET, ImageSet, Truth
 from infoscope.data.scenes import factors as scene_factors
-from infoscope.data.scenes import planting, render
+from infoscope.data.scenes import marks, planting, render
 from infoscope.data.scenes.factors import Factors, SceneObject
 from infoscope.data.scenes.render import Scene
 from infoscope.runtime.errors import InputError
@@ -36,8 +36,8 @@ def make_scenes_fingerprint(
     seed: int, split: str, n_images: int, size_px: int, planted: Planted = Planted.nothing
 ) -> dict[str, Any]:
     """Return what determines a set of scenes, before or after it is rendered."""
-    cards = {} if planted is Planted.nothing else {"planted": planted.name, "planting": planting.PLANTING_VERSION}
-    return cards | {
+    pasted = {} if planted is Planted.nothing else {"planted": planted.name, "planting": planting.PLANTING_VERSION}
+    return pasted | {
         "kind": "scenes",
         "renderer": render.RENDERER_VERSION,
         "seed": seed,
@@ -63,7 +63,7 @@ def save_scenes(
         size_px: side of the pictures in pixels, at least 32.
         n_workers: processes that render; 0 or 1 renders in this one. The files are the same.
         progress: callback(number of scenes done), in rising order.
-        planted: what cards show.
+        planted: what is pasted into them.
 
     Raises:
         OSError: if the disk is full or the folder cannot be written.
@@ -175,8 +175,8 @@ class SceneSet(ImageSet):
             raise InputError(
                 f"Expected a target of the scenes ({', '.join(cls.targets)}), got {target!r}: {CHOOSE_TARGET}."
             )
-        cards = {"planted": (planting.NOTHING, *scene_factors.KINDS)}
-        return {"class": scene_factors.KINDS, **cards, **_NEAREST, **scene_factors.GLOBAL_FACTORS}[target]
+        pasted = {"planted": (planting.NOTHING, *scene_factors.KINDS), **marks.SAID, "n_red": marks.COUNTS}
+        return {"class": scene_factors.KINDS, **pasted, **_NEAREST, **scene_factors.GLOBAL_FACTORS}[target]
 
     def label_map(self, index: int) -> UInt8[np.ndarray, "size size"]:
         return np.array(self.label_maps[index])
@@ -209,6 +209,28 @@ class PlantedScenes(SceneSet):
         return np.array([values.index(word) for word in words], dtype=np.int64)
 
 
+class MarkedScenes(SceneSet):
+    """Scenes with marks, and what is so of these: each of `FACTS` (0: no, 1: yes), and how many are red ("n_red")."""
+
+    broad_facts = tuple(marks.FACTS)
+    targets = (*SceneSet.targets, *broad_facts, "n_red")
+
+    def marks(self, index: int) -> marks.Marks:
+        """Return which marks of a scene are red."""
+        return marks.choose_marks(self._made_from["seed"], self.split, index)
+
+    def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:
+        if target != "n_red" and target not in self.broad_facts:
+            return super().labels(target)
+        of = marks.FACTS.get(target, sum)
+        return np.array([of(self.marks(i)) for i in range(len(self))], dtype=np.int64)
+
+    def caption(self, index: int, rng: np.random.Generator | None = None) -> str:
+        """Say what is so of the marks first, which a short context does not cut, and then what `SceneSet` says."""
+        text, said = super().caption(index, rng), marks.say_marks(self.marks(index), rng)
+        return f"{said} and {text}" if said else text
+
+
 def choose_scene_set(planted: Planted) -> type[SceneSet]:
-    """Return what reads scenes with such cards."""
-    return SceneSet if planted is Planted.nothing else PlantedScenes
+    """Return what reads scenes with such things pasted in."""
+    return {Planted.nothing: SceneSet, Planted.marks: MarkedScenes}.get(planted, PlantedScenes)

@@ -235,14 +235,17 @@ def train_clip(
 
 
 def _load_shipped(clip: open_clip.CLIP, words: Sequence[str]) -> None:
-    """Load the weights of scenes_clip.
+    """Load the weights of scenes_clip; words behind those that it knows keep the vectors that they have.
 
     Raises:
         InputError: this CLIP has other sizes, or other words.
     """
     state = load_file(SHIPPED_FOLDER / LOCAL_WEIGHTS[0])
     known = json.loads((SHIPPED_FOLDER / "vocabulary.json").read_text(encoding="utf-8"))["words"]
-    if get_shapes(state) != get_shapes(clip.state_dict()) or known != list(words):
+    table, mine = state["token_embedding.weight"], clip.state_dict()["token_embedding.weight"]
+    if table.shape[1] == mine.shape[1]:
+        state["token_embedding.weight"] = torch.cat([table[:-1], mine[len(table) - 1 : -1], table[-1:]])  # the end mark
+    if get_shapes(state) != get_shapes(clip.state_dict()) or known != list(words[: len(known)]):
         raise InputError(
             "clip.init=shipped begins with the weights of scenes_clip, and these settings are of a CLIP of another"
             " size: drop clip.width, clip.layers and the other sizes, or clip.init."
