@@ -82,6 +82,11 @@ STAGES = (
         "what else tells features apart: how often, how strongly, how widely they fire, and on what",
     ),
     Entry(
+        "extent",
+        "stages.extent.stage:Extent",
+        "how far the evidence of features reaches: what they keep when all but a window is replaced, and the reverse",
+    ),
+    Entry(
         "describe",
         "stages.describe.stage:Describe",
         "what features are: the likeness and the labels of the images on which they fire, by scope",

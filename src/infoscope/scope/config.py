@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any
 
-from infoscope.runtime.bounds import Batch, Bounds, Count, Few, FewOrNone, Positive, Seed, TrueShare, check
+from infoscope.runtime.bounds import Batch, Bounds, Count, Few, FewOrNone, Items, Positive, Seed, TrueShare, check
 from infoscope.runtime.errors import InputError
 
 
@@ -35,6 +35,57 @@ class Diagonal(Enum):
     """Crop 2 lies further down and to the left (ours)."""
 
 
+class Donor(Enum):
+    """What stands in the place of the pixels that a window leaves out."""
+
+    images = "images"
+    """The same place in other images of the set."""
+    mean = "mean"
+    """The mean colour of some images of the set."""
+    blur = "blur"
+    """The same place in the image itself, blurred."""
+
+
+@dataclass
+class ExtentConfig:
+    """How far the evidence of a latent reaches, measured by windows that are kept or replaced. All numbers are ours."""
+
+    n_images: Few = 3
+    """Top images per latent."""
+    n_donors: Few = 2
+    """Images that replace pixels, for each patch; read by donor=images."""
+    radii: Annotated[list[FewOrNone] | None, Items(ascending=True)] = None
+    """Of the windows of (2 r + 1) x (2 r + 1) patches, ascending from 0; null: 0, 1, 2, 3, 5, 8, ... up to the widest
+    that is smaller than the grid."""
+    donor: Donor = Donor.images
+    blur_patches: Positive = 2.0
+    """Standard deviation of the blur in patches; read by donor=blur."""
+    budget_images: Count = 1_000_000
+    """Pictures that are encoded per SAE seed at most; to keep to it donors, images, radii and last latents are left
+    out, see `choose_design`."""
+    seed: Seed = 0
+    """Of the donors, and of the latents that are drawn where the budget does not reach for all."""
+
+    def __post_init__(self) -> None:
+        check(self, "scope.extent")
+        if self.radii is not None and self.radii[0] != 0:
+            raise InputError(
+                f"Expected scope.extent.radii to begin with 0, the patch alone, got {self.radii}: add it, or set null."
+            )
+
+    @property
+    def donors_per_patch(self) -> int:
+        """Donors for each patch: of a colour and of a blur there is one."""
+        return self.n_donors if self.donor is Donor.images else 1
+
+    def cache_key_fields(self) -> dict[str, Any]:
+        """Return what decides the windows, as plain JSON values."""
+        blur = {"blur_patches": self.blur_patches} if self.donor is Donor.blur else {}
+        names = ("n_images", "radii", "budget_images", "seed")
+        own = {name: getattr(self, name) for name in names}
+        return {**own, "donor": self.donor.name, "n_donors": self.donors_per_patch, **blur}
+
+
 @dataclass
 class ScopeConfig:
     """How contextual dependency is scored."""
@@ -54,6 +105,8 @@ class ScopeConfig:
     """Images encoded at a time, both crops of each; null: 16, and 128 on CUDA."""
     n_workers: FewOrNone = 0
     """Processes for exact distances at most; 0: one per core. Results do not depend on it."""
+    extent: ExtentConfig = field(default_factory=ExtentConfig)
+    """Read by stage=extent, and by what divides features by it."""
 
     def __post_init__(self) -> None:
         check(self, "scope")

@@ -192,30 +192,30 @@ class CropEncoder:
 
 def encode_pairs(
     sae: SparseAutoencoder,
-    patches: Float[Tensor, "2 batch n_patches d_in"],
+    patches: Float[Tensor, "n_views batch n_patches d_in"],
     slots: Int[np.ndarray, " n_pairs"],
     latents: Int[np.ndarray, " n_pairs"],
-) -> Float32[Tensor, "n_pairs 2 n_patches"]:
-    """Return how strongly some latents fire on both crops of some images; dense latents are not made.
+) -> Float32[Tensor, "n_pairs n_views n_patches"]:
+    """Return how strongly some latents fire on views of some images, such as both crops; dense latents are not made.
 
     Args:
-        patches: tokens of all patches of crop 1 and crop 2 of each image.
+        patches: tokens of patches of each view of each image.
         slots: of each pair, which of these images; ascending.
         latents: of each pair, which of the SAE's; no pair twice.
     """
     patches = patches.to(sae.W_enc.device)
     if len(slots) == 0:
-        return patches.new_zeros((0, 2, patches.shape[2]), dtype=torch.float32)
+        return patches.new_zeros((0, patches.shape[0], patches.shape[2]), dtype=torch.float32)
     choose = _encode_gate if sae.activation.is_pointwise else _encode_entries
     return choose(sae, patches, slots, latents)
 
 
 def _encode_gate(
     sae: SparseAutoencoder, patches: Tensor, slots: np.ndarray, latents: np.ndarray
-) -> Float32[Tensor, "n_pairs 2 n_patches"]:
+) -> Float32[Tensor, "n_pairs n_views n_patches"]:
     """Encode the latents that some images rank, and no others, for these images."""
-    _, n_images, n_patches, d_in = patches.shape
-    n_at_once = max(1, min(GATE_IMAGES, MAX_PRE_ACTS // (2 * n_patches * sae.d_sae)))
+    n_views, n_images, n_patches, d_in = patches.shape
+    n_at_once = max(1, min(GATE_IMAGES, MAX_PRE_ACTS // (n_views * n_patches * sae.d_sae)))
     made = []
     for start in range(0, n_images, n_at_once):
         some = slice(*np.searchsorted(slots, [start, start + n_at_once]))
@@ -230,20 +230,20 @@ def _encode_gate(
 
 def _encode_entries(
     sae: SparseAutoencoder, patches: Tensor, slots: np.ndarray, latents: np.ndarray
-) -> Float32[Tensor, "n_pairs 2 n_patches"]:
+) -> Float32[Tensor, "n_pairs n_views n_patches"]:
     """Encode all latents, a few entries per token, and keep those that a pair wants."""
     assert sae.activation.max_active is not None, sae.activation.kind  # else padding would stand where latent 0 does
-    _, n_images, n_patches, d_in = patches.shape
+    n_views, n_images, n_patches, d_in = patches.shape
     n_pairs, device = len(slots), patches.device
     pair_of = torch.full((n_images * sae.d_sae,), n_pairs, device=device)  # one more for what no pair wants
     pair_of[_to_device(slots * sae.d_sae + latents, patches)] = torch.arange(n_pairs, device=device)
     values, indices = sae.encode_sparse(patches.reshape(-1, d_in))
     token = torch.arange(len(values), device=device).unsqueeze(1)
     image, place = token // n_patches % n_images, token // (n_images * n_patches) * n_patches + token % n_patches
-    places = pair_of[image * sae.d_sae + indices].mul_(2 * n_patches).add_(place)
-    maps = torch.zeros((n_pairs + 1) * 2 * n_patches, device=device)
+    places = pair_of[image * sae.d_sae + indices].mul_(n_views * n_patches).add_(place)
+    maps = torch.zeros((n_pairs + 1) * n_views * n_patches, device=device)
     maps.scatter_(0, places.view(-1), values.float().clamp_min(0).view(-1))
-    return maps.view(-1, 2, n_patches)[:-1]
+    return maps.view(-1, n_views, n_patches)[:-1]
 
 
 def _read(reader: ImageReader, parts: Sequence[Int[np.ndarray, " n_images"]], n_at_once: int) -> Iterator[ImageBatch]:

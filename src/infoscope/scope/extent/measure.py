@@ -1,0 +1,283 @@
+"""Measuring how far the evidence of latents reaches: every window is encoded once, for all latents that share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from infoscope.data.images import ImageBatch, ImageSet
+from infoscope.data.reader import open_images
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.parts import Part, compute_parts, cut_images
+from infoscope.runtime.progress import Advance, ignore
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import check_has_maps, choose_layer
+from infoscope.scope.config import Donor, ExtentConfig
+from infoscope.scope.extent.design import Design, choose_design
+from infoscope.scope.extent.result import SPOILED, ExtentResult
+from infoscope.scope.extent.windows import Donors, blur, compose, make_windows, read_pool
+from infoscope.scope.maps import WantedMaps, encode_pairs
+from infoscope.scope.ranking import Ranking
+from infoscope.vision.backbone import Backbone
+
+_MAX_POOL_ACTS = 2**24
+"""Places for activations of the pool that are made at a time."""
+
+
+def measure_extent(
+    backbone: Backbone,
+    sae: SparseAutoencoder,
+    image_set: ImageSet,
+    ranking: Ranking,
+    config: ExtentConfig,
+    *,
+    layer: int | None = None,
+    check_origin: bool = True,
+    batch_images: int = 32,
+    n_readers: int = 0,
+    progress: Advance = ignore,
+    progress_folder: Path | None = None,
+) -> ExtentResult:
+    """Measure every latent on the best images of its ranking, or as many latents as the budget allows.
+
+    Args:
+        image_set: the one the ranking's positions refer to.
+        layer, check_origin, n_readers: as of `score_latents`.
+        batch_images: pictures encoded at a time.
+        progress: called with (images, all images): top images whose windows are done.
+        progress_folder: as of `score_latents`; a few numbers per latent and window.
+
+    Raises:
+        InputError: as `score_latents`; a radius covers the grid; there are fewer other images than donors.
+    """
+    check_has_maps(sae.origin, backbone.site)
+    layer = choose_layer(sae, backbone, layer, check_origin)
+    ranking.check(sae.d_sae, 1)
+    design = choose_design(sae.d_sae, backbone.grid, ranking.k_max, config)
+    if config.donor is Donor.images and len(image_set) <= design.n_donors:
+        raise InputError(
+            f"Expected more images than scope.extent.n_donors={design.n_donors}, of which none is its own donor, got"
+            f" {len(image_set)}: lower it, or use scope.extent.donor=blur."
+        )
+    top_images = _choose_images(ranking, design, config.seed)
+    wanted = WantedMaps(sae, np.arange(sae.d_sae), top_images)
+    images = np.unique(top_images[top_images >= 0])
+    parts = cut_images(len(images))
+    result = _make_room(backbone.grid, top_images, design)
+    n_encoded = 0
+    with open_images(image_set, backbone.image_px, n_workers=n_readers, device=backbone.mean.device) as reader:
+
+        @cache
+        def open_windows() -> _Windows:  # not where all parts are there
+            index, pictures = read_pool(reader, len(image_set), config)
+            pictures = pictures.to(backbone.mean.device)
+            tokens = [backbone.tokens(some, layer).patches for some in pictures.split(batch_images) if len(some)]
+            pool = Donors(index, pictures, torch.cat(tokens) if tokens else torch.zeros(0))
+            return _Windows(backbone, wanted, layer, config, design, batch_images, pool)
+
+        def measure(number: int) -> Part:
+            some, first = images[parts[number]], parts[number].start
+            found = []
+            for batch in reader.read(some, batch_images):
+                found.append(open_windows().measure(batch))
+                progress(first + int(np.searchsorted(some, batch.index.numpy()[-1], side="right")), len(images))
+            return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+
+        for number, part in enumerate(compute_parts(len(parts), measure, progress_folder, "windows")):
+            where = wanted.find_pairs(images[parts[number]])
+            arrays = {name: of.numpy() for name, of in part.items()}
+            n_encoded += int(arrays.pop("n_encoded").sum())
+            for name in ("patches", "whole", "donor"):
+                getattr(result, name)[where] = arrays[name]
+            for name in ("kept", "replaced"):
+                getattr(result, name)[:, *where] = np.moveaxis(arrays[name], 1, 0)
+    return ExtentResult(**{**vars(result), "n_encoded": n_encoded})
+
+
+def _choose_images(ranking: Ranking, design: Design, seed: int) -> Int[np.ndarray, "d_sae n_images"]:
+    """Return the best images of the latents that are measured, -1 in the rows of the others."""
+    images = ranking.top_images[:, : design.n_images].copy()
+    fire = np.flatnonzero(images[:, 0] >= 0)
+    if len(fire) > design.n_latents:
+        drawn = np.random.default_rng([seed, 2]).permutation(fire)[: design.n_latents]
+        images[np.setdiff1d(np.arange(len(images)), drawn)] = -1
+    return images
+
+
+def _make_room(grid: int, top_images: Int[np.ndarray, "d_sae n_images"], design: Design) -> ExtentResult:
+    n_donors, n_radii, shape = design.n_donors, len(design.radii), top_images.shape
+    return ExtentResult(
+        grid=grid,
+        radii=np.array(design.radii),
+        images=top_images,
+        patches=np.full(shape, -1),
+        whole=np.zeros(shape, np.float32),
+        donor=np.full((*shape, n_donors), np.nan, np.float32),
+        kept=np.full((n_radii, *shape, n_donors), np.nan, np.float32),
+        replaced=np.full((n_radii, *shape, n_donors), np.nan, np.float32),
+        n_encoded=0,
+    )
+
+
+@dataclass(frozen=True)
+class _Sites:
+    """The patches of some images around which windows lie, and the pairs of latent and image that share each.
+
+    slot, patch: [n_sites] which of the images, and which patch.
+    pairs: which pairs have a patch at all; site: of each of these, which of the sites, ascending.
+    """
+
+    slot: Int[np.ndarray, " n_sites"]
+    patch: Int[np.ndarray, " n_sites"]
+    pairs: Int[np.ndarray, " n"]
+    site: Int[np.ndarray, " n"]
+
+    @classmethod
+    def find(cls, slots: np.ndarray, patches: np.ndarray, fires: np.ndarray, n_patches: int) -> _Sites:
+        """Return the sites of pairs (slot of the image, patch) that fire."""
+        pairs = np.flatnonzero(fires)
+        codes, site = np.unique(slots[pairs] * n_patches + patches[pairs], return_inverse=True)
+        order = np.argsort(site, kind="stable")
+        return cls(*np.divmod(codes, n_patches), pairs[order], site[order])
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Measures the pairs of some latents and images; `pool` is what all images draw donors from."""
+
+    backbone: Backbone
+    wanted: WantedMaps
+    layer: int
+    config: ExtentConfig
+    design: Design
+    batch_images: int
+    pool: Donors
+
+    @torch.inference_mode()
+    def measure(self, batch: ImageBatch) -> Part:
+        """Return what is found of all pairs of some images, in the order of `WantedMaps.find_pairs`."""
+        index, images = batch.index.numpy(), batch.images.to(self.backbone.mean.device)
+        rows, ranks = self.wanted.find_pairs(index)
+        latents = self.wanted.latents[rows]
+        slots = np.searchsorted(index, self.wanted.top_images[rows, ranks])
+        tokens = self.backbone.tokens(images, self.layer).patches
+        peaks, patches = (of.cpu().numpy() for of in self._encode(tokens, slots, latents).max(dim=1))
+        sites = _Sites.find(slots, patches, peaks > 0, tokens.shape[1])
+        donors = self._blur(index, images) if self.config.donor is Donor.blur else self.pool
+        chosen, own = self._draw(donors, index, sites, latents[sites.pairs], peaks[sites.pairs])
+        n_encoded = len(index) * (2 if donors is not self.pool else 1)
+        found = {"donor": own}
+        for name, is_kept in (("kept", True), ("replaced", False)):
+            found[name] = self._fire(images, donors, chosen, sites, latents[sites.pairs], is_kept)
+            n_encoded += chosen.size * len(self.design.radii)
+
+        def put(values: np.ndarray) -> Tensor:
+            all_pairs = np.full((len(rows), *values.shape[1:]), np.nan, np.float32)
+            all_pairs[sites.pairs] = values
+            return torch.from_numpy(all_pairs)
+
+        return {
+            "patches": torch.from_numpy(np.where(peaks > 0, patches, -1)),
+            "whole": torch.from_numpy(peaks),
+            "n_encoded": torch.tensor([n_encoded]),
+            **{name: put(values) for name, values in found.items()},
+        }
+
+    def _encode(
+        self, tokens: Float[Tensor, "n_images n_patches d_in"], slots: np.ndarray, latents: np.ndarray
+    ) -> Float[Tensor, "n_pairs n_patches"]:
+        return encode_pairs(self.wanted.sae, tokens[None], slots, latents)[:, 0]
+
+    def _blur(self, index: Int[np.ndarray, " n"], images: UInt8[Tensor, "n 3 px px"]) -> Donors:
+        """Return the images themselves, blurred, as donors of their own."""
+        pictures = blur(images, self.config.blur_patches * self.backbone.patch_px)
+        return Donors(index, pictures, self.backbone.tokens(pictures, self.layer).patches)
+
+    def _draw(
+        self,
+        donors: Donors,
+        index: Int[np.ndarray, " n_images"],
+        sites: _Sites,
+        latents: Int[np.ndarray, " n"],
+        whole: Float[np.ndarray, " n"],
+    ) -> tuple[Int[np.ndarray, "n_sites n_donors"], Float[np.ndarray, "n n_donors"]]:
+        """Choose the donors of each site, and measure what each excites by itself, of each pair that fires.
+
+        Of a permutation of the pool, another one for each site, those come first that spoil the fewest of the site's
+        latents: a donor that shows what a latent looks for is drawn again where there is another one.
+        """
+        if self.config.donor is Donor.blur:
+            candidates = sites.slot[:, None]
+        else:
+            candidates = np.tile(np.arange(len(donors.index)), (len(sites), 1))
+        own = self._excite(donors, candidates, sites, latents)
+        n_spoiled = np.zeros(candidates.shape)
+        np.add.at(n_spoiled, sites.site, own >= SPOILED * whole[:, None])
+        chosen = np.empty((len(sites), self.design.n_donors), dtype=np.int64)
+        for site, (slot, patch) in enumerate(zip(sites.slot, sites.patch, strict=True)):
+            if self.config.donor is Donor.images:
+                n_spoiled[site, donors.index == index[slot]] = np.inf  # none is its own donor
+            order = np.random.default_rng([self.config.seed, int(index[slot]), int(patch)]).permutation(
+                candidates.shape[1]
+            )
+            chosen[site] = order[np.argsort(n_spoiled[site, order], kind="stable")][: self.design.n_donors]
+        return np.take_along_axis(candidates, chosen, 1), np.take_along_axis(own, chosen[sites.site], 1)
+
+    def _excite(
+        self,
+        donors: Donors,
+        candidates: Int[np.ndarray, "n_sites n_candidates"],
+        sites: _Sites,
+        latents: Int[np.ndarray, " n"],
+    ) -> Float[np.ndarray, "n n_candidates"]:
+        """Return how strongly each latent fires at its site's patch in each candidate."""
+        n, own = candidates.shape[1], [np.zeros((0, candidates.shape[1]), np.float32)]
+        n_at_once = max(1, _MAX_POOL_ACTS // (n * self.wanted.sae.d_sae))
+        for start in range(0, len(sites), n_at_once):
+            some = slice(start, start + n_at_once)
+            pairs = slice(*np.searchsorted(sites.site, [some.start, some.stop]))
+            tokens = donors.tokens[candidates[some], sites.patch[some, None]].flatten(0, 1)[:, None]
+            slots = (sites.site[pairs, None] - start) * n + np.arange(n)
+            order = np.argsort(slots, axis=None, kind="stable")
+            acts = np.empty(slots.size, np.float32)
+            of_all = np.repeat(latents[pairs], n)
+            acts[order] = self._encode(tokens, slots.ravel()[order], of_all[order])[:, 0].cpu().numpy()
+            own.append(acts.reshape(slots.shape))
+        return np.concatenate(own)
+
+    def _fire(
+        self,
+        images: UInt8[Tensor, "n_images 3 px px"],
+        donors: Donors,
+        chosen: Int[np.ndarray, "n_sites n_donors"],
+        sites: _Sites,
+        latents: Int[np.ndarray, " n"],
+        is_kept: bool,
+    ) -> Float[np.ndarray, "n n_radii n_donors"]:
+        """Return how strongly each latent fires at its site's patch where a window is kept, or replaced."""
+        n_radii, n_donors = len(self.design.radii), self.design.n_donors
+        n_each, grid = n_radii * n_donors, self.backbone.grid
+        acts = np.empty((len(latents), n_each), np.float32)
+        for start in range(0, len(sites) * n_each, self.batch_images):
+            work = np.arange(start, min(start + self.batch_images, len(sites) * n_each))
+            site, number = np.divmod(work, n_each)
+            radius, donor = np.divmod(number, n_donors)
+            windows = make_windows(grid, sites.patch[site], np.array(self.design.radii)[radius])
+            own, other = images[sites.slot[site]], donors.pictures[chosen[site, donor]]
+            pictures = compose(own, other, windows) if is_kept else compose(other, own, windows)
+            tokens = self.backbone.tokens(pictures, self.layer).patches
+            at_site = tokens[torch.arange(len(work)), sites.patch[site]][:, None]
+            first, last = np.searchsorted(sites.site, site), np.searchsorted(sites.site, site, side="right")
+            slots = np.repeat(np.arange(len(work)), last - first)
+            pairs = np.concatenate([np.arange(*ends) for ends in zip(first, last, strict=True)])
+            acts[pairs, number[slots]] = self._encode(at_site, slots, latents[pairs])[:, 0].cpu().numpy()
+        return acts.reshape(len(latents), n_radii, n_donors)

@@ -1,0 +1,77 @@
+"""Pictures of which a window, or all but a window, comes from another picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from infoscope.data.reader import ImageReader
+from infoscope.scope.config import Donor, ExtentConfig
+
+POOL_IMAGES = 32
+"""Images from which donors are drawn, and of which the mean colour is taken (ours)."""
+
+
+@dataclass(frozen=True)
+class Donors:
+    """Pictures that replace pixels.
+
+    index: [n] which image of the set each is; -1: none of them.
+    pictures: of the size that the backbone reads.
+    tokens: of their patches.
+    """
+
+    index: Int[np.ndarray, " n"]
+    pictures: UInt8[Tensor, "n 3 px px"]
+    tokens: Float[Tensor, "n n_patches d_in"]
+
+
+def read_pool(reader: ImageReader, n_images: int, config: ExtentConfig) -> tuple[Int[np.ndarray, " n"], Tensor]:
+    """Return the pictures uint8 [n, 3, px, px] that all images draw donors from, and which image of the set each is.
+
+    Of donor=mean it is one picture of the mean colour of such a pool, which is no image (-1); of donor=blur none.
+    """
+    if config.donor is Donor.blur:
+        return np.zeros(0, dtype=np.int64), torch.zeros(0, 3, reader.size_px, reader.size_px, dtype=torch.uint8)
+    index = np.sort(np.random.default_rng([config.seed, 1]).permutation(n_images)[:POOL_IMAGES])
+    pictures = torch.cat([batch.images for batch in reader.read(index, POOL_IMAGES)])
+    if config.donor is Donor.mean:
+        colour = pictures.double().mean(dim=(0, 2, 3)).round().byte()
+        return np.array([-1]), colour.view(1, 3, 1, 1).expand(1, *pictures.shape[1:])
+    return index, pictures
+
+
+def blur(image: UInt8[Tensor, "3 px px"], sd_px: float) -> UInt8[Tensor, "3 px px"]:
+    """Return an image blurred by a Gaussian of a standard deviation in pixels, cut at 3 of them and at the image."""
+    reach = min(max(1, round(3 * sd_px)), image.shape[-1] - 1)
+    return gaussian_blur(image, [2 * reach + 1] * 2, [sd_px] * 2)
+
+
+def make_windows(
+    grid: int, patches: Int[np.ndarray, " n"], radii: Sequence[int] | Int[np.ndarray, " n"]
+) -> Bool[Tensor, "n grid grid"]:
+    """Return which patches lie in windows of (2 r + 1) x (2 r + 1) patches around some patches, cut at the border.
+
+    Args:
+        patches: counted through the grid, row by row.
+        radii: one for each, in patches.
+    """
+    row, column = (torch.from_numpy(place) for place in np.divmod(patches, grid))
+    axis, reach = torch.arange(grid), torch.as_tensor(np.asarray(radii))[:, None]
+    near_row, near_column = ((axis - place[:, None]).abs() <= reach for place in (row, column))
+    return near_row[:, :, None] & near_column[:, None, :]
+
+
+def compose(
+    inside: UInt8[Tensor, "n 3 px px"], outside: UInt8[Tensor, "n 3 px px"], windows: Bool[Tensor, "n grid grid"]
+) -> UInt8[Tensor, "n 3 px px"]:
+    """Return pictures that show the first inside of windows and the second outside, at the same place of the grid."""
+    patch_px = inside.shape[-1] // windows.shape[-1]
+    mask = windows.repeat_interleave(patch_px, 1).repeat_interleave(patch_px, 2)
+    return torch.where(mask[:, None].to(inside.device), inside, outside)

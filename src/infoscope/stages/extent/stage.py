@@ -1,0 +1,107 @@
+"""stage=extent: what is left of each latent's activation when all but a window around it is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import Key, Needs, SeedStage, Work
+from infoscope.report.section import ReportSection
+from infoscope.runtime.store import Workspace
+from infoscope.sae.latent_table import LatentColumn
+from infoscope.scope.extent.design import Design, choose_design
+from infoscope.scope.extent.measure import measure_extent
+from infoscope.scope.extent.result import ExtentResult
+from infoscope.stages.backbone import compile_backbone, fingerprint_model, hook_of, load_backbone
+from infoscope.stages.extent.section import make_extent_section
+from infoscope.stages.images import fingerprint_images, open_split, scenes_of
+from infoscope.stages.latents import join_latents
+from infoscope.stages.publish import PublishedPart
+from infoscope.stages.rank import Rank
+from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.score.stage import Score, scope_of
+from infoscope.stages.tokens import find_sizes
+
+
+class Extent(PublishedPart, SeedStage[ExtentResult]):
+    """The activations of each latent of a seed under windows that are kept or replaced."""
+
+    kind, holds = "extent", ExtentResult
+    is_optional = True
+
+    def needs(self, ctx: Context, seed: int) -> Needs:
+        scenes = scenes_of(ctx, ctx.config.data)
+        return Needs(sae=sae_of(ctx, seed), ranking=Rank.at(ctx, seed), **vars(scenes))
+
+    def key(self, ctx: Context, up: Needs, seed: int) -> Key:
+        return {
+            "sae": up.sae.hash,
+            "ranking": up.ranking.hash,
+            "model": fingerprint_model(ctx),
+            **hook_of(ctx).key(),
+            "images": fingerprint_images(ctx, "train"),
+            "extent": ctx.config.scope.extent.cache_key_fields(),
+        }
+
+    def check(self, ctx: Context, seed: int) -> None:
+        design_of(ctx)
+
+    def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> ExtentResult:
+        backbone, scope = load_backbone(ctx), ctx.config.scope
+        backbone.check_layer(ctx.config.model.layer)
+        compile_backbone(ctx, self.work(ctx, seed).forwards)
+        with ctx.display.bar(f"measuring extents, seed {seed}") as advance:
+            return measure_extent(
+                backbone,
+                up.sae.load(),
+                open_split(ctx, "train"),
+                up.ranking.load(),
+                scope.extent,
+                layer=ctx.config.model.layer,
+                batch_images=2 * scope.choose_batch(ctx.device.type),
+                n_readers=ctx.config.data.n_workers,
+                progress=advance,
+                progress_folder=work.progress,
+            )
+
+    def work(self, ctx: Context, seed: int) -> Work:
+        design = design_of(ctx)
+        name = ctx.config.model.name
+        return Work(
+            design.n_latents * design.n_images,
+            [name, design.n_latents, design.n_images, design.n_donors, list(design.radii)],
+            forwards=design.n_forwards,
+            is_bound=True,
+        )
+
+    def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
+        return list_columns(self.at(ctx, seed).load())
+
+    def section(self, ctx: Context) -> ReportSection:
+        seeds = ctx.config.seeds
+        tables = [join_latents(ctx, seed, (Rank, Score, Extent)) for seed in seeds]
+        return make_extent_section(
+            [self.at(ctx, seed).load() for seed in seeds], [scope_of(ctx, seed) for seed in seeds], tables
+        )
+
+
+def design_of(ctx: Context) -> Design:
+    """Return which windows are measured of each SAE seed.
+
+    Raises:
+        InputError: a radius covers the grid.
+    """
+    scope = ctx.config.scope
+    return choose_design(count_latents(ctx), find_sizes(ctx).grid, scope.n_ranks, scope.extent)
+
+
+def list_columns(found: ExtentResult) -> Iterator[LatentColumn]:
+    """Return what windows tell of each latent."""
+    grid, share = "share of the grid's side", "share of the response"
+    yield LatentColumn("extent", found.extent, "evidence extent: smallest window that keeps half the response", grid)
+    heading = "context effect: variance of a patch's activation that contexts make"
+    yield LatentColumn("context_effect", found.context_effect, heading, "share of variance")
+    yield LatentColumn("own_patch", found.response[0], "response to its own patch among donors", share)
+    heading = "response to its surroundings without its own patch"
+    yield LatentColumn("without_patch", found.response_without[0], heading, share)
+    yield LatentColumn("n_extent_images", found.n_valid, "images that its extent is a mean over", "images")
