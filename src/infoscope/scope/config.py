@@ -50,6 +50,8 @@ class Donor(Enum):
 class ExtentConfig:
     """How far the evidence of a latent reaches, measured by windows that are kept or replaced. All numbers are ours."""
 
+    n_latents: Count | None = None
+    """Latents, drawn from those that fire; null: all. Better few on several images than many on one."""
     n_images: Few = 3
     """Top images per latent."""
     n_donors: Few = 2
@@ -64,7 +66,7 @@ class ExtentConfig:
     """Pictures that are encoded per SAE seed at most; to keep to it donors, images, radii and last latents are left
     out, see `choose_design`."""
     seed: Seed = 0
-    """Of the donors, and of the latents that are drawn where the budget does not reach for all."""
+    """Of the donors, and of the latents that are drawn where not all are measured."""
 
     def __post_init__(self) -> None:
         check(self, "scope.extent")
@@ -81,9 +83,10 @@ class ExtentConfig:
     def cache_key_fields(self) -> dict[str, Any]:
         """Return what decides the windows, as plain JSON values."""
         blur = {"blur_patches": self.blur_patches} if self.donor is Donor.blur else {}
+        drawn = {} if self.n_latents is None else {"n_latents": self.n_latents}
         names = ("n_images", "radii", "budget_images", "seed")
         own = {name: getattr(self, name) for name in names}
-        return {**own, "donor": self.donor.name, "n_donors": self.donors_per_patch, **blur}
+        return {**own, "donor": self.donor.name, "n_donors": self.donors_per_patch, **blur, **drawn}
 
 
 @dataclass

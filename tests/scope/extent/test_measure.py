@@ -49,3 +49,13 @@ def test_a_sum_over_the_grid_in_even_pictures_has_the_share_of_patches():
     share = np.array([float(Fraction(int(h * w), GRID**2)) for h, w in sides])
     np.testing.assert_allclose(found.response, np.repeat(share[:, None], 3, 1), atol=1e-9)
     np.testing.assert_allclose(found.response_without, 1 - found.response, atol=1e-9)
+
+
+def test_few_latents_are_drawn_and_measured_as_among_all():
+    pictures, options = make_spots(9, ground=5), {"n_images": 2, "radii": [0, 2], "seed": 5}
+    everything = measure(LocalSum(GRID, PATCH_PX, reach=1), pictures, **options)
+    drawn = measure(LocalSum(GRID, PATCH_PX, reach=1), pictures, n_latents=2, **options)
+    measured = ~np.isnan(drawn.extent)
+    assert measured.sum() == 2
+    np.testing.assert_array_equal(drawn.extent[measured], everything.extent[measured])
+    assert (drawn.images[~measured] == -1).all()

@@ -64,7 +64,8 @@ def choose_design(d_sae: int, grid: int, n_ranks: int, config: ExtentConfig) -> 
         InputError: as `choose_radii`.
     """
     radii = choose_radii(grid, config.radii)
-    design = Design(d_sae, min(config.n_images, n_ranks), config.donors_per_patch, radii)
+    n_latents = d_sae if config.n_latents is None else min(config.n_latents, d_sae)
+    design = Design(n_latents, min(config.n_images, n_ranks), config.donors_per_patch, radii)
     while design.n_forwards > config.budget_images:
         if design.n_donors > 2:
             design = replace(design, n_donors=design.n_donors - 1)
