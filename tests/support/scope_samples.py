@@ -25,6 +25,17 @@ def make_sae(d_in, d_sae=None, activation=None):
     return sae.requires_grad_(False)
 
 
+def make_reading_sae(directions):
+    """An SAE with a latent for each row of an orthonormal matrix: how far beyond 0.5 tokens lie along it."""
+    d_sae, d_in = directions.shape
+    sae = SparseAutoencoder(d_in, d_sae, ReLU(), seed=0)
+    with torch.no_grad():
+        sae.W_enc.copy_(directions.T)
+        sae.W_dec.copy_(directions)
+        sae.b_enc.fill_(-0.5)  # what rounding leaves of other codes does not fire
+    return sae.requires_grad_(False)
+
+
 def make_jump_pictures(n):
     """Pictures at the size from which crops are cut: nothing is resized, a red patch each and a blue corner."""
     rng = np.random.default_rng(0)

@@ -39,6 +39,7 @@ class ModelKind(Enum):
     open_clip = "open_clip"
     timm = "timm"
     planted_registers = "planted_registers"
+    planted_facts = "planted_facts"
     context_free = "context_free"
     own = "own"
     """Of a judge: the experiment's own model."""

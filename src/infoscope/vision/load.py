@@ -25,6 +25,7 @@ FAMILIES = {
     "open_clip": "infoscope.vision.open_clip.family",
     "timm": "infoscope.vision.timm.family",
     "planted_registers": "infoscope.vision.planted",
+    "planted_facts": "infoscope.vision.planted_facts",
     "context_free": "infoscope.vision.planted",
 }
 """The module of every `model.kind`, imported when it is first asked for. A family offers `count_blocks` of a
