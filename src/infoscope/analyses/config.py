@@ -349,9 +349,20 @@ class ExploreConfig:
     """Of the images that are drawn."""
     beside: list[FilePath] = field(default_factory=list)
     """Folders of other explorers, to stand beside this one: another layer, another SAE, another model."""
+    of: FilePath | None = None
+    """Show scores that exist, whatever became of their images: the folder of the scores
+    (OUTPUT_DIR/artifacts/score/NAME) or of a run, from which all settings come. Nothing before them is made anew, and a
+    grey tile stands for each image that is gone."""
+    root: FilePath | None = None
+    """Of explore.of: where its images lie now; null: where they lay."""
 
     def __post_init__(self) -> None:
         check(self, "explore")
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """The settings that are not read, and in words what would read them."""
+        return {} if self.of is not None else {"root": "by explore.of alone: drop it, or give data.root"}
 
     def cache_key_fields(self) -> dict[str, Any]:
         """Return the settings that change what is shown as plain JSON: no path."""

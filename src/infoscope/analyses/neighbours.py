@@ -76,6 +76,7 @@ class Matchable:
     images: identifies the image set that the codes are of, in which `codes.image_index` counts.
     W_dec: raw decoder rows.
     is_alive: whether a latent ever fires.
+    codes: None: they were not measured.
     """
 
     sae: str
@@ -83,7 +84,7 @@ class Matchable:
     images: str
     W_dec: Float[Tensor, "d_sae d_in"]
     is_alive: Bool[np.ndarray, " d_sae"]
-    codes: ImageCodes
+    codes: ImageCodes | None
 
 
 class ViewMatches(NamedTuple):
@@ -121,14 +122,16 @@ def find_matches(one: Matchable | str, other: Matchable | str, progress: Advance
         return _take_best(found, "largest cosine of decoder rows, for both SAEs read the same tokens")
     if one.images != other.images:
         return "They read different tokens, and each was shown different images."
-    here, there = (np.asarray(of.codes.image_index) for of in (one, other))
+    if one.codes is None or other.codes is None:
+        return "They read different tokens, and of one of them it was not measured what fires in each image."
+    here, there = (np.asarray(of.image_index) for of in (one.codes, other.codes))
     shared, rows_here, rows_there = np.intersect1d(here, there, assume_unique=True, return_indices=True)
     if len(shared) < MIN_IMAGES:
         return (
             f"They read different tokens, and only {len(shared)} images were shown to both, of at least {MIN_IMAGES}"
             " that it takes."
         )
-    tables = [csr_array(of.codes.matrix("means")[rows]) for of, rows in ((one, rows_here), (other, rows_there))]
+    tables = [csr_array(of.matrix("means")[rows]) for of, rows in ((one.codes, rows_here), (other.codes, rows_there))]
     found = _find_correlated(tables[0], tables[1], 1, progress=progress)
     return _take_best(found, f"largest correlation of mean activation over {len(shared):,} images that both were shown")
 

@@ -60,6 +60,7 @@ class ADE20K(ImageSet):
         self._names, left_out = _pair(self._images, self._annotations)
         super().__init__(split, sorted(self._names))
         self.left_out, left_out.n_read = left_out, 2 * len(self._names)
+        self._contents: list[str] = []
         self.n_published = _N_PUBLISHED[split]
         self.label_names, self._named = _read_names(self.root / _NAMES)
 
@@ -110,10 +111,20 @@ class ADE20K(ImageSet):
         Raises:
             ImageError: if a file cannot be read at all and `on_error` is "raise".
         """
+        return self._make_fingerprint("ade20k", **self._hash_contents())
+
+    def _hash_contents(self, hashed: str | None = None) -> dict[str, str]:
         images, annotations = (folder.relative_to(self.root).as_posix() for folder in (self._images, self._annotations))
         names = [f"{images}/{self._names[name]}" for name in self.image_ids]
         names += [f"{annotations}/{name}.png" for name in self.image_ids]
-        return self._make_fingerprint("ade20k", **hash_files(self.root, names, self.on_error))
+        found, each = hash_files(self.root, names, self.on_error, hashed)
+        self._contents = each[: len(self)]
+        return found
+
+    def list_contents(self, hashed: str | None = None) -> list[str]:
+        if hashed is not None or not self._contents:
+            self._hash_contents(hashed)
+        return self._contents
 
     def _image_file(self, index: int) -> Path:
         return self._images / self._names[self.image_ids[index]]

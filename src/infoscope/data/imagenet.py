@@ -116,6 +116,9 @@ class ImageNet(ImageSet):
     def read_file(self, index: int) -> bytes:
         return self._photographs.read_file(index)
 
+    def list_contents(self, hashed: str | None = None) -> list[str]:
+        return self._photographs.list_contents(hashed)
+
     def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:
         self.n_target_classes(target)
         return self._labels

@@ -150,6 +150,17 @@ class ImageSet(ABC):
         """
         return None
 
+    def list_contents(self, hashed: str | None = None) -> list[str]:
+        """Return what stands for each image in the fingerprint: its size and a part of its hash; empty: not known.
+
+        Args:
+            hashed: read them anew, and so much of them as an earlier fingerprint has ("hashed").
+
+        Raises:
+            ImageError: as of the fingerprint.
+        """
+        return []
+
     def describe(self) -> dict[str, str]:
         """Return what lies on the disk, for display: {"layout": ..., "classes": ...}; cheap, nothing is decoded."""
         return {}

@@ -317,7 +317,7 @@ class _Pairs:
         return read_facts(self.folder / self.ids[index])
 
     def hash(self, on_error: OnError) -> dict[str, str]:
-        return hash_files(self.folder, self.ids + self._depth, on_error)
+        return hash_files(self.folder, self.ids + self._depth, on_error)[0]
 
 
 def _find_pairs(folder: Path) -> dict[str, str]:

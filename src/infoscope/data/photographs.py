@@ -33,6 +33,8 @@ _CODECS = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 """Formats that Pillow may have been built without."""
 WHOLE_CONTENT_BYTES = 4 * 1024**3
 HEAD_BYTES = 64 * 1024
+NAMES_AND_SIZES, WHOLE_FILES, HEADS = "names and sizes", "whole files", "first {} bytes"
+"""How much of images a fingerprint has."""
 _END_OF_12_BITS, _PHOTOMETRIC = 4095, 262
 N_READERS = 8  # threads that hash files: enough to hide the latency of a network disk
 MAX_HASHED_IMAGES = 100_000
@@ -80,6 +82,7 @@ class PhotographFiles(ImageSet):
         super().__init__(split, _choose_split(names, split, seed, test_share, folder))
         self.left_out = LeftOut() if left_out is None else left_out
         self.left_out.n_read = len(names)
+        self._contents: list[str] = []
 
     def decode(self, index: int) -> Image.Image | UInt8[np.ndarray, "height width 3"]:
         return load_rgb(self.folder / self.image_ids[index], self.decoder)
@@ -99,9 +102,15 @@ class PhotographFiles(ImageSet):
         """
         return self._make_fingerprint(self.kind, seed=self.seed, resize=self.resize.name, **self.hash_contents())
 
-    def hash_contents(self) -> dict[str, str]:
+    def hash_contents(self, hashed: str | None = None) -> dict[str, str]:
         """Return the part of the fingerprint that stands for names and contents, see `hash_images`."""
-        return hash_files(self.folder, self.image_ids, self.on_error)
+        found, self._contents = hash_files(self.folder, self.image_ids, self.on_error, hashed)
+        return found
+
+    def list_contents(self, hashed: str | None = None) -> list[str]:
+        if hashed is not None or not self._contents:
+            self.hash_contents(hashed)
+        return self._contents
 
 
 @cache
@@ -238,7 +247,9 @@ def check_photograph(file: Path | BinaryIO) -> dict[str, str]:
             return {"mode": image.mode, "format": image.format or "?", **frames}
 
 
-def hash_files(folder: Path, names: Sequence[str], on_error: OnError) -> dict[str, str]:
+def hash_files(
+    folder: Path, names: Sequence[str], on_error: OnError, hashed: str | None = None
+) -> tuple[dict[str, str], list[str]]:
     """`hash_images` of files below a folder, or with absolute names.
 
     Raises:
@@ -257,10 +268,12 @@ def hash_files(folder: Path, names: Sequence[str], on_error: OnError) -> dict[st
                 raise ImageError(str(file), describe_error(error)) from error
             return "unreadable"
 
-    return hash_images(names, _measure_files(folder, names), digest)
+    return hash_images(names, _measure_files(folder, names), digest, hashed)
 
 
-def hash_images(names: Sequence[str], sizes: Sequence[int], digest: Callable[[int, int | None], str]) -> dict[str, str]:
+def hash_images(
+    names: Sequence[str], sizes: Sequence[int], digest: Callable[[int, int | None], str], hashed: str | None = None
+) -> tuple[dict[str, str], list[str]]:
     """Return what stands for images in a fingerprint: how much of them was "hashed", and the "sha256" of it.
 
     That is names, sizes and whole contents up to 4 GiB in all, beyond that the first 64 KiB of each, and of more than
@@ -269,23 +282,31 @@ def hash_images(names: Sequence[str], sizes: Sequence[int], digest: Callable[[in
     Args:
         sizes: in bytes.
         digest: (index, n_bytes) -> SHA-256 of the first n_bytes of an image, of all of it for None; called by threads.
+        hashed: how much of them, as an earlier fingerprint says it; None: as above.
+
+    Returns:
+        also what of this stands for each image: "SIZE" or "SIZE DIGEST", the digest's first 16 digits.
     """
-    total = hashlib.sha256()
+    if hashed is None:
+        is_whole = sum(sizes) <= WHOLE_CONTENT_BYTES
+        hashed = WHOLE_FILES if is_whole else HEADS.format(HEAD_BYTES)
+        hashed = NAMES_AND_SIZES if len(names) > MAX_HASHED_IMAGES else hashed
+    total, each = hashlib.sha256(), list[str]()
 
     def update(i: int, content: str) -> None:
         total.update(f"{len(names[i])}:{names[i]} {sizes[i]} {content}\n".encode(errors="surrogateescape"))
+        each.append(f"{sizes[i]} {content[:16]}".rstrip())
 
-    if len(names) > MAX_HASHED_IMAGES:
+    if hashed == NAMES_AND_SIZES:
         for i in range(len(names)):
             update(i, "")
-        return {"hashed": "names and sizes", "sha256": total.hexdigest()}
-    whole = sum(sizes) <= WHOLE_CONTENT_BYTES
-    n_bytes = None if whole else HEAD_BYTES
-    with ThreadPoolExecutor(N_READERS) as pool:
-        for part in _chunks(len(names)):
-            for i, content in zip(part, pool.map(lambda i: digest(i, n_bytes), part), strict=True):
-                update(i, content)
-    return {"hashed": "whole files" if whole else f"first {HEAD_BYTES} bytes", "sha256": total.hexdigest()}
+    else:
+        n_bytes = None if hashed == WHOLE_FILES else int(hashed.split()[1])
+        with ThreadPoolExecutor(N_READERS) as pool:
+            for part in _chunks(len(names)):
+                for i, content in zip(part, pool.map(lambda i: digest(i, n_bytes), part), strict=True):
+                    update(i, content)
+    return {"hashed": hashed, "sha256": total.hexdigest()}, each
 
 
 def _measure_files(folder: Path, names: Sequence[str]) -> list[int]:

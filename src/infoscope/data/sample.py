@@ -49,6 +49,10 @@ class _Sample(ImageSet):
     def read_file(self, index: int) -> bytes | None:
         return self.images.read_file(int(self.chosen[index]))
 
+    def list_contents(self, hashed: str | None = None) -> list[str]:
+        of_all = self.images.list_contents(hashed)
+        return [of_all[i] for i in self.chosen] if of_all else []
+
     def describe(self) -> dict[str, str]:
         return {**self.images.describe(), "sample": f"{len(self):,} of {len(self.images):,} images, seed {self.seed}"}
 

@@ -34,11 +34,16 @@ def make_image_sets(config: DataConfig, scene_folders: Mapping[str, Path] | None
         assert scene_folders is not None, "scenes are rendered into a folder before they are opened"
         scenes = choose_scene_set(config.planted)
         return scenes(scene_folders["train"]), scenes(scene_folders["test"])
-    train, test = _open_sets(config)
+    train, test = open_whole_sets(config)
     return draw_images(train, config.max_train, config.seed), draw_images(test, config.max_test, config.seed)
 
 
-def _open_sets(config: DataConfig) -> tuple[ImageSet, ImageSet]:
+def open_whole_sets(config: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """Return the training and the test images on the disk, all of them, whatever `max_train` and `max_test` draw.
+
+    Raises:
+        InputError: as `make_image_sets`.
+    """
     if config.kind is DataKind.imagenet:
         return open_imagenet(config)
     if config.kind is DataKind.class_folders:

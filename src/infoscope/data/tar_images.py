@@ -164,7 +164,7 @@ class TarImages(PhotographFiles):
             found["damaged shards"] = f"{len(self.damaged)}, first {shard} ({damage})"
         return found
 
-    def hash_contents(self) -> dict[str, str]:
+    def hash_contents(self, hashed: str | None = None) -> dict[str, str]:
         def digest(i: int, n_bytes: int | None) -> str:
             offset, size = self._places[i, :2].tolist()
             try:
@@ -174,7 +174,8 @@ class TarImages(PhotographFiles):
                 raise self._image_error(i, error) from error
             return hashlib.sha256(data).hexdigest()
 
-        return hash_images(self.image_ids, self._places[:, 1].tolist(), digest)
+        found, self._contents = hash_images(self.image_ids, self._places[:, 1].tolist(), digest, hashed)
+        return found
 
 
 def is_tar_source(source: str | Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from infoscope import registry
+from infoscope.config.past import reopen
 from infoscope.config.tree import Config, TrainerConfig
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.plan import Rates, Step, make_plan, print_plan, read_rates
@@ -31,6 +32,7 @@ def run(config: Config, display: Display | None = None, job: Job | None = None) 
     Raises:
         InputError: a mistake that the user can correct; artifacts finished before it are kept.
     """
+    config = reopen(config, job.overrides if job is not None else ())
     with quiet_lightning(), processes.sharing(config.trainer.n_processes, run, config, None, job):
         ctx = open_context(config, display, job)
         if config.plan:

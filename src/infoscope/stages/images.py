@@ -26,6 +26,7 @@ from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError, list_some
 from infoscope.runtime.manifests import compute_hash
 from infoscope.runtime.store import Workspace
+from infoscope.stages.recalled import recall_sets, shows_past
 
 SPLITS = ("train", "test")
 
@@ -71,8 +72,11 @@ def open_sets(ctx: Context, data: DataConfig) -> tuple[ImageSet, ImageSet]:
         return _open_scenes(ctx, data)
     key = repr(data)
     if key not in ctx.image_sets:
+        if shows_past(ctx):
+            ctx.image_sets[key] = recall_sets(ctx, data)
+            return ctx.image_sets[key]
         with ctx.display.bar(f"listing the images of data={data.kind.name}"), naming_settings(ctx, data):
-            ctx.image_sets[key] = sets = make_image_sets(data)
+            ctx.image_sets[key] = sets = _open_as_they_are(ctx, data)
         if data.kind is DataKind.image_folder:
             held_out = f"{len(sets[1]):,} held out as test images (data.test_share={data.test_share:g})"
             ctx.display.say(f"          {data.root}: {len(sets[0]):,} training images, {held_out}")
@@ -81,6 +85,16 @@ def open_sets(ctx: Context, data: DataConfig) -> tuple[ImageSet, ImageSet]:
         for left_out in dict.fromkeys(images.left_out.describe() for images in sets if images.left_out):
             ctx.display.say(f"          {data.root}: left out {left_out}")
     return ctx.image_sets[key]
+
+
+def _open_as_they_are(ctx: Context, data: DataConfig) -> tuple[ImageSet, ImageSet]:
+    try:
+        return make_image_sets(data)
+    except InputError as error:
+        if ctx.config.stage.name != "explore" or type(error) is not InputError:
+            raise
+        advice = "explore.of=OUTPUT_DIR/artifacts/score/NAME shows scores that exist, without their images too"
+        raise InputError(f"{str(error).removesuffix('.')}; {advice}.") from error
 
 
 def _say_classes(train: ImageSet, test: ImageSet) -> str:

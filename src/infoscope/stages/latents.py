@@ -12,6 +12,7 @@ from infoscope.pipeline.stage import Key, Needs, Row, SeedStage, Shown, Stage, W
 from infoscope.report.tables import Align, Column, Table
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import FILE, LatentColumn, LatentTable
+from infoscope.stages.recalled import shows_past
 from infoscope.stages.sae import count_latents, has_maps, has_unit_rows, list_level_ends, sae_of
 from infoscope.stages.score.stage import summarise_seed
 
@@ -56,7 +57,10 @@ class Latents(SeedStage[LatentTable]):
 
 
 def load_sources(ctx: Context, seed: int) -> list[type[SeedStage]]:
-    """Return the stages whose artifact of a seed tells something of each latent; optional ones where it is at hand."""
+    """Return the stages whose artifact of a seed tells something of each latent; optional ones where it is at hand.
+
+    Of scores that exist (`explore.of`) all are optional: what they would measure may be gone.
+    """
     stages = [entry.load() for entry in registry.STAGES]
     known = [stage for stage in stages if issubclass(stage, SeedStage) and stage.latents is not Stage.latents]
     return [
@@ -64,7 +68,7 @@ def load_sources(ctx: Context, seed: int) -> list[type[SeedStage]]:
         for stage in known
         if (stage.is_without_maps or has_maps(ctx))
         and stage().applies(ctx)
-        and (not stage.is_optional or stage.is_goal(ctx) or stage.at(ctx, seed).find())
+        and (not (stage.is_optional or shows_past(ctx)) or stage.is_goal(ctx) or stage.at(ctx, seed).find())
     ]
 
 

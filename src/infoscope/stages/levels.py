@@ -11,7 +11,8 @@ from infoscope.pipeline.stage import Key, Needs, SeedStage, Work
 from infoscope.runtime.store import Workspace
 from infoscope.sae.origin import check_has_maps
 from infoscope.scope.sparse_maps import count_bytes
-from infoscope.stages.images import check_split, count_images
+from infoscope.stages.images import check_split, count_images, open_split
+from infoscope.stages.recalled import list_gone, shows_past
 from infoscope.stages.sae import count_latents, origin_of, sae_of, work_of_pass
 from infoscope.stages.tokens import Tokens, find_sizes
 
@@ -61,3 +62,11 @@ class LevelMaps(SeedStage[Levels]):
             memory_bytes=2 * (code_bytes + map_bytes),
             is_bound=True,
         )
+
+
+def has_levels(ctx: Context, seed: int) -> bool:
+    """Whether levels are there or can be measured: not of scores that exist (`explore.of`) whose tokens were not stored
+    and of whose images some are gone."""
+    if not shows_past(ctx) or ctx.config.data.store_tokens or LevelMaps.at(ctx, seed).find() is not None:
+        return True
+    return not len(list_gone(open_split(ctx, "train")))

@@ -17,6 +17,7 @@ from infoscope.data.config import RAISE, DataConfig, DataKind
 from infoscope.data.decoding import check_decoder
 from infoscope.data.images import CHECK_PX, ImageBatch, ImageError, ImageSet
 from infoscope.data.reader import ImageReader, iterate_images
+from infoscope.data.recalled import save_images
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import ArtifactStage, Handle, Key, Needs, NotBuiltYet, Work
 from infoscope.runtime import processes
@@ -197,6 +198,8 @@ def _encode(ctx: Context, split: str, data: DataConfig, works: Mapping[int, Work
         skipped = find_skipped(images, found[0].image_index)
         for work in works.values():
             write_json(work.folder / "skipped.json", skipped)
+            if data.kind is not DataKind.scenes and not images.is_text:
+                save_images(work.folder, images)
 
 
 def keep_open(images: ImageSet, size_px: int, n_workers: int, device: torch.device) -> ReadImages:

@@ -68,9 +68,10 @@
     const shown = infoscope.useShown(),
       view = infoscope.view(),
       { title } = infoscope.manifest;
-    const [nMissing, setMissing] = infoscope.useState(0);
+    const known = Object.values(infoscope.manifest.sets).reduce((sum, set) => sum + (set.n_missing ?? 0), 0);
+    const [nMissing, setMissing] = infoscope.useState(known);
     infoscope.useEffect(() => {
-      const count = () => setMissing(infoscope.countMissing());
+      const count = () => setMissing(Math.max(known, infoscope.countMissing()));
       window.addEventListener("infoscope-missing", count);
       return () => window.removeEventListener("infoscope-missing", count);
     }, []);

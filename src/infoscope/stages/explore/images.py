@@ -142,7 +142,10 @@ def write_browsed_images(ctx: Context, views: Mapping[int, str], folder: Path) -
         views: the id of the view of each SAE seed.
         folder: of the explorer.
     """
-    browsed, backbone, scope = list_browsed(ctx), load_backbone(ctx), ctx.config.scope
+    browsed, scope = list_browsed(ctx), ctx.config.scope
+    if not any(map(len, browsed.values())):
+        return {}
+    backbone = load_backbone(ctx)
     saes = {seed: sae_of(ctx, seed).load() for seed in views}
     n, n_done = sum(map(len, browsed.values())), 0
     with ctx.display.bar("browsed images", n, "images") as advance:

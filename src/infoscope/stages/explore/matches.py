@@ -13,7 +13,7 @@ from infoscope.explorer.format import pack, put, shorten
 from infoscope.pipeline.context import Context
 from infoscope.runtime.manifests import compute_hash, read_manifest
 from infoscope.scope.ranking import Ranking
-from infoscope.stages.levels import LevelMaps
+from infoscope.stages.levels import LevelMaps, has_levels
 from infoscope.stages.precision import load_frozen
 from infoscope.stages.rank import Rank
 from infoscope.stages.sae import sae_of
@@ -27,19 +27,16 @@ Matches = Mapping[str, ViewMatches | str]
 
 def make_matchable(ctx: Context, seed: int) -> Matchable:
     """Return what the latents of a seed are matched by with those of other views."""
-    levels, sae, ranking, tokens = (
-        LevelMaps.at(ctx, seed),
-        sae_of(ctx, seed),
-        Rank.at(ctx, seed),
-        Tokens.at(ctx, "train"),
-    )
-    return read_matchable(ctx, levels.folder, sae.folder, ranking.folder, tokens.folder)
+    levels = LevelMaps.at(ctx, seed).folder if has_levels(ctx, seed) else None
+    sae, ranking, tokens = sae_of(ctx, seed), Rank.at(ctx, seed), Tokens.at(ctx, "train")
+    return read_matchable(ctx, levels, sae.folder, ranking.folder, tokens.folder)
 
 
-def read_matchable(ctx: Context, levels: Path, sae: Path, ranking: Path, tokens: Path) -> Matchable:
+def read_matchable(ctx: Context, levels: Path | None, sae: Path, ranking: Path, tokens: Path) -> Matchable:
     """Return what the latents of an SAE are matched by, of this experiment or another: from its artifacts' folders.
 
     Args:
+        levels: None: they were not measured.
         tokens: of the training images, of which levels and ranking are.
     """
     made, meta = read_manifest(tokens), TokenFacts(tokens).meta
@@ -54,7 +51,7 @@ def read_matchable(ctx: Context, levels: Path, sae: Path, ranking: Path, tokens:
         images=compute_hash(made["key"]["images"]),
         W_dec=W_dec,
         is_alive=Ranking.load(ranking).firing_rate > 0,
-        codes=Levels.load(levels).codes,
+        codes=None if levels is None else Levels.load(levels).codes,
     )
 
 

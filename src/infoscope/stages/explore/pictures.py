@@ -27,9 +27,10 @@ from infoscope.runtime.files import write_json
 from infoscope.runtime.parts import cut
 from infoscope.runtime.store import Workspace
 from infoscope.stages.explore.images import count_browsed, find_square_px, key_of_browsed, list_browsed
-from infoscope.stages.images import count_images, open_split, scenes_of
-from infoscope.stages.levels import LevelMaps
+from infoscope.stages.images import SPLITS, count_images, open_split, scenes_of
+from infoscope.stages.levels import LevelMaps, has_levels
 from infoscope.stages.rank import Rank
+from infoscope.stages.recalled import key_of_gone, list_gone, shows_past
 from infoscope.stages.sae import count_latents
 from infoscope.stages.tokens import Tokens
 
@@ -60,7 +61,8 @@ class Pictures:
 
     def link(self, folder: Path) -> None:
         """Put the thumbnails into an explorer too: the same files where the disk allows that, else copies."""
-        shutil.copytree(self.folder / "data", folder / "data", copy_function=_link, dirs_exist_ok=True)
+        if (made := self.folder / "data").exists():  # not where none could be read
+            shutil.copytree(made, folder / "data", copy_function=_link, dirs_exist_ok=True)
 
 
 def _link(source: str, target: str) -> None:
@@ -86,7 +88,12 @@ class Thumbnails(SingleStage[Pictures]):
 
     def needs(self, ctx: Context) -> Needs:
         shown = {"ranking": Rank, "levels": LevelMaps}
-        shown_by = {f"{role}_seed{seed}": of.at(ctx, seed) for role, of in shown.items() for seed in ctx.config.seeds}
+        shown_by = {
+            f"{role}_seed{seed}": of.at(ctx, seed)
+            for role, of in shown.items()
+            for seed in ctx.config.seeds
+            if of is Rank or has_levels(ctx, seed)
+        }
         return Needs(**shown_by, tokens=Tokens.at(ctx, "train"), **vars(scenes_of(ctx, ctx.config.data)))
 
     def key(self, ctx: Context, up: Needs) -> Key:
@@ -96,6 +103,7 @@ class Thumbnails(SingleStage[Pictures]):
             "browsed": key_of_browsed(ctx),
             "size_px": find_square_px(ctx),
             "thumbnail_px": find_thumbnail_px(ctx),
+            **find_gone(ctx),
         }
 
     def build(self, ctx: Context, up: Needs, work: Workspace) -> None:
@@ -117,6 +125,11 @@ def hash_all(up: Needs) -> dict[str, str]:
     return {role: node.hash for role, node in up if isinstance(node, Handle) and not role.startswith("scenes")}
 
 
+def find_gone(ctx: Context) -> Key:
+    """Return what of the images is gone, for a key; nothing where they are as they were, or rendered."""
+    return key_of_gone({split: open_split(ctx, split) for split in SPLITS}) if shows_past(ctx) else {}
+
+
 def find_thumbnail_px(ctx: Context) -> int:
     """Return the side of a thumbnail, which is never larger than that square."""
     return min(ctx.config.explore.thumbnail_px, find_square_px(ctx))
@@ -132,13 +145,16 @@ def list_shown(ctx: Context) -> Shown:
 def find_shown(ctx: Context, seed: int) -> Int[np.ndarray, " n"]:
     """Return the training images that the ranks or the levels of any latent of a seed show."""
     ranked = Rank.at(ctx, seed).load().top_images[:, : ctx.config.explore.n_images]
-    shown = np.union1d(ranked, LevelMaps.at(ctx, seed).load().images)
+    levels = LevelMaps.at(ctx, seed).load().images if has_levels(ctx, seed) else []
+    shown = np.union1d(ranked, levels).astype(np.int64)
     return shown[shown >= 0]
 
 
 def count_shown(ctx: Context) -> tuple[int, bool]:
     """Return how many images will be shown, and whether that is a bound, before there are rankings."""
-    if all(stage.at(ctx, seed).find() is not None for seed in ctx.config.seeds for stage in (Rank, LevelMaps)):
+    seeds = ctx.config.seeds
+    shown_by = [*(Rank.at(ctx, s) for s in seeds), *(LevelMaps.at(ctx, s) for s in seeds if has_levels(ctx, s))]
+    if all(node.find() is not None for node in shown_by):
         return sum(map(len, list_shown(ctx).values())), False
     n_each = min(ctx.config.explore.n_images, ctx.config.scope.n_ranks) + N_SLOTS
     n_of_latents, browsed = len(ctx.config.seeds) * count_latents(ctx) * n_each, count_browsed(ctx)
@@ -170,14 +186,16 @@ def _write_parts(ctx: Context, folder: Path, split: str, images: np.ndarray) -> 
     def write(image: int, pixels: Tensor) -> None:
         put_thumbnail(folder, split, image, _shrink(pixels.permute(1, 2, 0).numpy(), side))
 
-    with open_images(open_split(ctx, split), size_px, SKIP, n_workers) as reader, ThreadPoolExecutor(n_threads) as pool:
+    images_of_split = open_split(ctx, split)
+    gone = list_gone(images_of_split)
+    with open_images(images_of_split, size_px, SKIP, n_workers) as reader, ThreadPoolExecutor(n_threads) as pool:
         for number, part in enumerate(cut(len(images), PART_IMAGES)):
             done, wanted = folder / DONE.format(split=split, number=number), images[part]
             if done.exists():
                 yield part.stop, json.loads(done.read_text(encoding="utf-8"))
                 continue
             read: list[int] = []
-            for batch in reader.read(wanted, BATCH_IMAGES):
+            for batch in reader.read(np.setdiff1d(wanted, gone), BATCH_IMAGES):
                 index = batch.index.tolist()
                 for _ in pool.map(write, index, batch.images):  # raises what was raised in a thread
                     pass

@@ -42,9 +42,11 @@ from infoscope.stages.explore.images import (
 )
 from infoscope.stages.explore.latents import write_latents
 from infoscope.stages.explore.matches import make_matchable, write_matches
+from infoscope.stages.explore.past import advise_past, check_past
 from infoscope.stages.explore.pictures import (
     PART_IMAGES,
     Thumbnails,
+    find_gone,
     find_thumbnail_px,
     hash_all,
     list_shown,
@@ -54,6 +56,7 @@ from infoscope.stages.explore.views import name_view, write_view
 from infoscope.stages.images import fingerprint_images, open_split, scenes_of
 from infoscope.stages.latents import Latents
 from infoscope.stages.publish import describe_experiment
+from infoscope.stages.recalled import shows_past
 from infoscope.stages.sae import count_latents, has_maps, origin_of
 from infoscope.stages.score.stage import needs_of_groups
 from infoscope.stages.tokens import Tokens, find_sizes
@@ -128,6 +131,7 @@ class Explore(SingleStage[ExplorerFacts]):
             "made_from": made_from,
             "explore": ctx.config.explore.cache_key_fields(),
             "browsed": key_of_browsed(ctx),
+            **find_gone(ctx),
             **({"beside": [beside.hash for beside in besides]} if besides else {}),
         }
 
@@ -144,6 +148,10 @@ class Explore(SingleStage[ExplorerFacts]):
                 "stage=explore keeps thumbnails as WebP, which this Pillow was built without: install its wheel"
                 " (pip install --force-reinstall pillow)."
             )
+        if shows_past(ctx):
+            check_past(ctx, self.at(ctx))
+        else:
+            advise_past(ctx)
 
     def build(self, ctx: Context, up: Needs, work: Workspace) -> ExplorerFacts:
         pictures, besides = up.thumbnails.load(), read_besides(ctx)
@@ -162,7 +170,7 @@ class Explore(SingleStage[ExplorerFacts]):
         manifest = {
             "format": FORMAT,
             "title": title,
-            "facts": describe_experiment(ctx),
+            "facts": {**describe_experiment(ctx), **_say_missing(sets)},
             "made": f"infoscope {describe_environment()['versions']['infoscope']}",
             "sets": sets,
             "views": views,
@@ -186,7 +194,8 @@ class Explore(SingleStage[ExplorerFacts]):
 
     def closing(self, ctx: Context) -> Shown:
         handle = self.at(ctx)
-        return say_explorer(handle.folder, handle.load())
+        thumbnails = None if shows_past(ctx) else Thumbnails.at(ctx).find()  # of the past what is gone is in the key
+        return say_explorer(handle.folder, handle.load(), None if thumbnails is None else thumbnails.folder)
 
 
 def find_page(ctx: Context) -> Path | None:
@@ -199,8 +208,12 @@ def find_page(ctx: Context) -> Path | None:
     return pages[0] if pages else None
 
 
-def say_explorer(folder: Path, found: ExplorerFacts) -> list[str]:
-    """Return what an explorer is, in sentences: what to open first."""
+def say_explorer(folder: Path, found: ExplorerFacts, thumbnails: Path | None = None) -> list[str]:
+    """Return what an explorer is, in sentences: what to open first.
+
+    Args:
+        thumbnails: the artifact that it has its thumbnails from.
+    """
     said = [
         f"explorer  {folder / INDEX}",
         f"Open it in a browser: {found.n_latents:,} latents in {_say_number(found.n_views, 'view')}"
@@ -210,7 +223,11 @@ def say_explorer(folder: Path, found: ExplorerFacts) -> list[str]:
     ]
     if found.n_missing:
         each = "it" if found.n_missing == 1 else "each"
-        said.append(f"{_say_number(found.n_missing, 'image')} cannot be read any more; a grey tile stands for {each}.")
+        told = f"{_say_number(found.n_missing, 'image')} cannot be read any more; a grey tile stands for {each}."
+        again = "it is" if found.n_missing == 1 else "they are"
+        if thumbnails is not None:
+            told += f" Where {again} as before again, delete this folder and {thumbnails}, and repeat the command."
+        said.append(told)
     if found.n_bytes > LARGE_BYTES:
         said.append(f"To look at it from another machine: infoscope view {folder}")
     return said
@@ -249,6 +266,18 @@ def _write_set(
         "classes": list(images.class_names) or None,
         "thumbnail_px": find_thumbnail_px(ctx),
     }
+
+
+def _say_missing(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return how many images are missing, as a fact of the explorer; nothing where none is."""
+    n, n_missing = (sum(of[name] for of in sets.values()) for name in ("n_shown", "n_missing"))
+    if not n_missing:
+        return {}
+    were = "was" if n_missing == 1 else "were"
+    told = (
+        f"{n_missing:,} of {_say_number(n, 'image')} {were} not there when this was written; grey tiles stand for them"
+    )
+    return {"missing images": told}
 
 
 def _count_latent_bytes(n_ranks: int, grid: int) -> int:
