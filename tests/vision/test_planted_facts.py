@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from infoscope.data.config import Planted
 from infoscope.data.images import resize_image
 from infoscope.data.pictures import Pictures
 from infoscope.data.scenes import marks
 from infoscope.data.scenes.render import render_split_part
+from infoscope.data.scenes.scene_set import MarkedScenes, save_scenes
+from infoscope.sae.passes import measure_one
+from infoscope.scope.confounds import ConfoundResult, measure_confounds
 from infoscope.scope.ranking import ImageTokens
 from infoscope.scope.scoring import ScopeConfig, score_latents
 from infoscope.vision.config import ModelConfig, ModelKind
@@ -106,6 +111,23 @@ def test_compact_facts_leap_and_diffuse_ones_stay(pictures: np.ndarray) -> None:
         assert of[f"compact, {fact}, yes"] > 0.2
         assert of[f"diffuse, {fact}, yes"] == pytest.approx(0, abs=1e-6)
     assert of["local, brightness, quarter 4"] < 0.15
+
+
+def test_who_knows_a_broad_fact_is_declared_broad(tmp_path: Path) -> None:
+    save_scenes(tmp_path, 4, "train", 160, CROP_PX + PATCH_PX, planted=Planted.marks)
+    images, backbone = MarkedScenes(tmp_path), PlantedFacts()
+    wanted = measure_confounds(make_reading_sae(backbone.directions), images, 2)
+    measure_one(ImageTokens(backbone, images, -2), wanted).compute().save(tmp_path)
+    found = ConfoundResult.load(tmp_path)
+    broad = [code for code, is_broad in zip(CODES, found.known_broad, strict=True) if is_broad]
+    assert broad == [code for code in CODES if code.endswith((", yes", ", no"))]
+    index = CODES.index("compact, even, no")
+    assert found.fact_effects["even"][index] == pytest.approx(1)
+    assert abs(found.fact_effects["alike"][index]) < 0.06
+    assert found.known_global[CODES.index("diffuse, light, night")]
+    assert not found.known_global[found.known_broad].any()
+    assert found.known_local.sum() >= 4
+    assert all(CODES[i].startswith("local") for i in np.flatnonzero(found.known_local))
 
 
 def test_a_configuration_makes_it() -> None:

@@ -7,8 +7,11 @@ many small groups explain something by chance):
 - image effect: the latent's mean activation over the patches of an image, by the values of a global factor (place,
   light, weather, camera); the largest over the factors counts.
 - label effect: the activation of a patch minus the mean over the image's labelled patches, by the label of the patch.
+- fact effect, where images have broad facts: as the image effect, by what no small window of the picture tells.
 
 Known-global: image effect at least the upper of `IMAGE_CUTS`, label effect below the lower of `LABEL_CUTS`.
+Known-broad: the same of the fact effect. A global factor may be read off a single patch (the light off one of sky), so
+known-global is about what a latent knows; who knows a broad fact has looked broadly (`data/scenes/marks.py`).
 Known-local: label effect at least the upper of `LABEL_CUTS`, image effect below the lower of `IMAGE_CUTS`. All other
 latents, and those that fire on fewer than `MIN_IMAGES` images, are undeclared. An effect that does not exist because
 nothing varies (a latent that is even over every image has no label effect) counts as none.
@@ -20,7 +23,7 @@ everywhere scores near 0 by definition, for any content: diffuse known-global la
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -85,12 +88,14 @@ class ConfoundResult:
     image_effects: per global factor [d_sae] epsilon^2, at most 1, about 0 without an effect, NaN for a latent that
         never varies; empty where the data have no such factors.
     label_effect: [d_sae] likewise; None where the data have no label maps.
+    fact_effects: per broad fact [d_sae] likewise; empty where the data have none.
     """
 
     properties: LatentProperties
     n_images: int
     image_effects: Mapping[str, Float[np.ndarray, " d_sae"]]
     label_effect: Float[np.ndarray, " d_sae"] | None
+    fact_effects: Mapping[str, Float[np.ndarray, " d_sae"]] = field(default_factory=dict)
 
     @property
     def has_truth(self) -> bool:
@@ -100,13 +105,22 @@ class ConfoundResult:
     @property
     def image_effect(self) -> Float[np.ndarray, " d_sae"]:
         """The largest effect of a global factor; NaN without factors."""
-        none = np.full_like(self.properties.firing_rate, np.nan, dtype=np.float64)
-        return np.fmax.reduce([none, *self.image_effects.values()])
+        return self._find_largest(self.image_effects)
+
+    @property
+    def fact_effect(self) -> Float[np.ndarray, " d_sae"]:
+        """The largest effect of a broad fact; NaN without such facts."""
+        return self._find_largest(self.fact_effects)
 
     @property
     def known_global(self) -> Bool[np.ndarray, " d_sae"]:
         """Latents declared global: a global factor explains them, where they fire in an image does not."""
         return self._declare(self.image_effect, IMAGE_CUTS[1], self.label_effect, LABEL_CUTS[0])
+
+    @property
+    def known_broad(self) -> Bool[np.ndarray, " d_sae"]:
+        """Latents declared broad: a broad fact explains them, where they fire in an image does not."""
+        return self._declare(self.fact_effect, IMAGE_CUTS[1], self.label_effect, LABEL_CUTS[0])
 
     @property
     def known_local(self) -> Bool[np.ndarray, " d_sae"]:
@@ -128,6 +142,10 @@ class ConfoundResult:
         """Latents that fire on enough images for their effects to mean something."""
         return np.rint(self.properties.image_rate * self.n_images) >= MIN_IMAGES
 
+    def _find_largest(self, effects: Mapping[str, np.ndarray]) -> Float[np.ndarray, " d_sae"]:
+        none = np.full_like(self.properties.firing_rate, np.nan, dtype=np.float64)
+        return np.fmax.reduce([none, *effects.values()])
+
     def _declare(
         self, large: np.ndarray | None, at_least: float, small: np.ndarray | None, below: float
     ) -> Bool[np.ndarray, " d_sae"]:
@@ -138,17 +156,20 @@ class ConfoundResult:
     def save(self, folder: Path) -> None:
         """Write confounds.npz and confounds.json into `folder` (made if missing)."""
         effects = {f"image_effect_{name}": effect for name, effect in self.image_effects.items()}
+        effects |= {f"fact_effect_{name}": effect for name, effect in self.fact_effects.items()}
         label = {} if self.label_effect is None else {"label_effect": self.label_effect}
-        facts = {"n_images": self.n_images, "factors": list(self.image_effects)}
-        save_result(folder, "confounds", {**vars(self.properties), **effects, **label, **facts})
+        known = {"n_images": self.n_images, "factors": list(self.image_effects)}
+        known |= {"facts": list(self.fact_effects)} if self.fact_effects else {}
+        save_result(folder, "confounds", {**vars(self.properties), **effects, **label, **known})
 
     @classmethod
     def load(cls, folder: Path) -> ConfoundResult:
         """Read what `save` wrote."""
-        arrays, facts = load_result(folder, "confounds")
-        effects = {name: arrays.pop(f"image_effect_{name}") for name in facts["factors"]}
+        arrays, known = load_result(folder, "confounds")
+        effects = {name: arrays.pop(f"image_effect_{name}") for name in known["factors"]}
+        facts = {name: arrays.pop(f"fact_effect_{name}") for name in known.get("facts", ())}
         label_effect = arrays.pop("label_effect", None)
-        return cls(LatentProperties(**arrays), facts["n_images"], effects, label_effect)
+        return cls(LatentProperties(**arrays), known["n_images"], effects, label_effect, facts)
 
 
 class ConfoundMeter(Meter):
@@ -170,18 +191,22 @@ class ConfoundMeter(Meter):
     ) -> None:
         self.properties = PropertyMeter(d_sae, k_max, device, known and known.properties)
         self.factors: dict[str, FactorMeter] = {}
+        self.facts: dict[str, FactorMeter] = {}
         self.labels: LabelMeter | None = None
         if images is not None:
-            for name in images.global_factors:
-                values = torch.from_numpy(images.labels(name)).to(device)
-                self.factors[name] = FactorMeter(values, images.n_target_classes(name), d_sae)
+            for meters, names in ((self.factors, images.global_factors), (self.facts, images.broad_facts)):
+                for name in names:
+                    values = torch.from_numpy(images.labels(name)).to(device)
+                    meters[name] = FactorMeter(values, images.n_target_classes(name), d_sae)
             if Truth.label_maps in images.truths:
                 self.labels = LabelMeter(images, d_sae, device)
 
     @property
     def _by_name(self) -> dict[str, Meter]:
         labels = {} if self.labels is None else {"labels": self.labels}
-        return {"properties": self.properties, **labels, **{f"of_{name}": of for name, of in self.factors.items()}}
+        of = {f"of_{name}": meter for name, meter in self.factors.items()}
+        of |= {f"fact_{name}": meter for name, meter in self.facts.items()}
+        return {"properties": self.properties, **labels, **of}
 
     def update(self, batch: LatentBatch) -> None:
         for meter in self._by_name.values():
@@ -208,6 +233,7 @@ class ConfoundMeter(Meter):
             n_images,
             {name: factor.compute() for name, factor in self.factors.items()},
             None if self.labels is None else self.labels.compute(),
+            {name: fact.compute() for name, fact in self.facts.items()},
         )
 
 

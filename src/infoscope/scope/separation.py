@@ -21,6 +21,8 @@ SUBSETS = {
     "matched": "matched frequency",
 }
 """Latents within which known-global and known-local ones are told apart: key and name."""
+BROAD = {"broad": "all", "broad_compact": "compact", "broad_diffuse": "diffuse"}
+"""Latents within which known-broad and known-local ones are, where the data have broad facts."""
 SCORES = ("cds", "firing_rate", "support", "peak")
 """The score, and the properties that should not do its work."""
 
@@ -135,7 +137,7 @@ def find_best_cut(
 def compute_separation(
     cds: Float[np.ndarray, " d_sae"], confounds: ConfoundResult, n_bootstrap: int = 1000, seed: int = 0
 ) -> Mapping[str, Mapping[str, Auroc]]:
-    """Return {subset: {score: AUROC}}, known-global latents being the positive ones.
+    """Return {subset: {score: AUROC}}, known-global latents being the positive ones, in `BROAD` known-broad ones.
 
     Only latents with a CDS take part, so that all scores are compared on the same ones. The matched subset is one
     seeded draw of equally many from both groups in each bin of firing rate.
@@ -143,20 +145,23 @@ def compute_separation(
     properties = confounds.properties
     scored = np.isfinite(cds)
     known_global, known_local = confounds.known_global & scored, confounds.known_local & scored
-    everyone = np.ones_like(scored)
+    known_broad, compact, diffuse = confounds.known_broad & scored, confounds.compact, confounds.diffuse
     subsets = {
-        "all": (everyone, everyone),
-        "compact": (confounds.compact, confounds.compact),
-        "diffuse": (confounds.diffuse, confounds.diffuse),
+        "all": (known_global, known_local),
+        "compact": (known_global & compact, known_local & compact),
+        "diffuse": (known_global & diffuse, known_local & diffuse),
         "matched": match_frequency(known_global, known_local, properties.firing_rate, seed),
     }
+    if confounds.fact_effects:
+        subsets |= {
+            "broad": (known_broad, known_local),
+            "broad_compact": (known_broad & compact, known_local & compact),
+            "broad_diffuse": (known_broad & diffuse, known_local & diffuse),
+        }
     scores = {"cds": cds, **{name: getattr(properties, name) for name in SCORES[1:]}}
     return {
-        subset: {
-            name: compute_auroc(values, known_global & first, known_local & second, n_bootstrap, seed)
-            for name, values in scores.items()
-        }
-        for subset, (first, second) in subsets.items()
+        subset: {name: compute_auroc(values, positive, negative, n_bootstrap, seed) for name, values in scores.items()}
+        for subset, (positive, negative) in subsets.items()
     }
 
 

@@ -100,6 +100,22 @@ def test_first_and_last_rank_are_compared_on_the_same_features() -> None:
     assert cell["n_latents"].mean == both.sum() < len(scope.cds)
 
 
+def test_broad_facts_have_rows_and_columns_of_their_own() -> None:
+    scope = make_scope_result()
+    plain = make_confound_result(scope)
+    found = replace(plain, fact_effects={"alike": plain.image_effects["light"], "even": plain.image_effects["weather"]})
+    section = make_one([scope], {0: found})
+    table = section.tables["auroc"]
+    names = [row[0].value for row in table.rows]
+    assert names == ["all", "compact", "diffuse", "matched frequency", "all", "compact", "diffuse"]
+    assert [cell.value for cell in table.rows[0][1:]] == [cell.value for cell in table.rows[4][1:]]
+    assert any("Known-broad" in note for note in table.notes)
+    columns = {column.name: column.values for column in list_columns(found, scope.k_cds)}
+    assert {"fact_effect_alike", "fact_effect_even", "fact_effect"} <= set(columns)
+    np.testing.assert_array_equal(columns["known_broad"], found.known_global)
+    assert "known_broad" not in {column.name for column in list_columns(plain, scope.k_cds)}
+
+
 def test_auroc_rows() -> None:
     scopes, section = make_section()
     table = section.tables["auroc"]

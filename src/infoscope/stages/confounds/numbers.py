@@ -13,7 +13,7 @@ from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.cds import mean_of_known
 from infoscope.scope.confounds import ConfoundResult
 from infoscope.scope.partial_ranks import compute_spearman
-from infoscope.scope.separation import SCORES, SUBSETS, Auroc, compute_separation
+from infoscope.scope.separation import SCORES, Auroc, compute_separation
 from infoscope.stages.score.result import ScopeResult
 
 MIN_GROUP = 10
@@ -70,7 +70,7 @@ def compare_ranks(scopes: Sequence[ScopeResult]) -> Ranks:
 
 
 class Separation(NamedTuple):
-    """How well known-global features of a subset are separated from known-local ones.
+    """How well known-global (in `BROAD` known-broad) features of a subset are separated from known-local ones.
 
     auroc: by score, 0..1; NaN where a group is empty.
     interval: the middle 95 % of the mean over seeds of the CDS's AUROC; seeds with an empty group are left out.
@@ -91,7 +91,7 @@ class Separation(NamedTuple):
 def separate(pairs: Pairs) -> dict[str, Separation]:
     """Return how well scores separate the features of each subset; see `compute_separation`."""
     found = [compute_separation(scope.cds, confounds) for scope, confounds in pairs]
-    return {subset: _join([of_seed[subset] for of_seed in found]) for subset in SUBSETS}
+    return {subset: _join([of_seed[subset] for of_seed in found]) for subset in found[0]}
 
 
 def _join(seeds: Sequence[Mapping[str, Auroc]]) -> Separation:

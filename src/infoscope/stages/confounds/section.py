@@ -9,7 +9,7 @@ from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Align, Cell, Column, Table
 from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.confounds import DIFFUSE_SUPPORT, IMAGE_CUTS, LABEL_CUTS, MIN_IMAGES
-from infoscope.scope.separation import BINS_PER_OCTAVE, SCORES, SUBSETS
+from infoscope.scope.separation import BINS_PER_OCTAVE, BROAD, SCORES, SUBSETS
 from infoscope.stages.confounds.declared import make_cut_table, make_declared_table, say_cuts, summarise_declared
 from infoscope.stages.confounds.figures import CONFOUNDS, EFFECTS, draw_cds_by_rank, draw_cds_confounds
 from infoscope.stages.confounds.findings import say_correlations, say_ranks, say_truth
@@ -140,7 +140,15 @@ def _make_auroc_table(separations: Mapping[str, Separation]) -> Table:
             f" {'half ' if BINS_PER_OCTAVE == 2 else ''}octave of firing rate, one draw.",
         ],
     )
+    if BROAD.keys() & separations.keys():
+        table.notes.append(
+            "Known-broad: as known-global, by facts that no small window of the picture tells, such as whether two"
+            " marks far apart have the same colour."
+        )
     for subset, of in separations.items():
+        if subset == next(iter(BROAD)):
+            table.add_section("known-broad in the place of known-global features")
         others = (of.auroc[score] for score in SCORES[1:])
-        table.add_row(SUBSETS[subset], of.n_global, of.n_local, of.auroc["cds"], *of.interval, *others)
+        name = (SUBSETS | BROAD)[subset]
+        table.add_row(name, of.n_global, of.n_local, of.auroc["cds"], *of.interval, *others)
     return table

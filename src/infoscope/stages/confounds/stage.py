@@ -80,6 +80,10 @@ def list_columns(
     }
     if effects:
         effects["image_effect"] = "largest effect of a global factor", found.image_effect
+    for name, effect in found.fact_effects.items():
+        effects[f"fact_effect_{name}"] = f"effect of the broad fact {name}", effect
+    if found.fact_effects:
+        effects["fact_effect"] = "largest effect of a broad fact", found.fact_effect
     if found.label_effect is not None:
         effects["label_effect"] = "effect of the patch labels", found.label_effect
     for name, (heading, effect) in effects.items():
@@ -87,3 +91,5 @@ def list_columns(
     if found.has_truth:
         yield LatentColumn("known_global", found.known_global, "declared global")
         yield LatentColumn("known_local", found.known_local, "declared local")
+    if found.fact_effects:
+        yield LatentColumn("known_broad", found.known_broad, "declared broad")
