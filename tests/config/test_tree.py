@@ -184,7 +184,7 @@ UNREAD = [
 """What alone reads a setting, which is the last of those that are given."""
 WRONG = [
     # a key that does not exist
-    (["scope.kk=3"], ["'scope.kk'", "expected one of batch_images, diagonal, emd, k_cds", "in scope"]),
+    (["scope.kk=3"], ["'scope.kk'", "expected one of batch_images, diagonal, emd, extent, k_cds", "in scope"]),
     (["scope.k_cd=3"], ["'scope.k_cd'", "(did you mean scope.k_cds?)"]),
     (["+scope.kk=3"], ["'scope.kk'", "expected one of batch_images"]),
     (["sae=topk", "sae.kk=3"], ["'sae.kk'", "expected one of aux_coef", "in sae (did you mean sae.k?)"]),
