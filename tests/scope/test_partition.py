@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infoscope.runtime.errors import InputError
-from infoscope.scope.config import PartitionConfig, Rule
+from infoscope.scope.config import By, PartitionConfig, Rule
 from infoscope.scope.partition import Partition, make_partition, mass_threshold, name_group, otsu_threshold
 
 NAN = np.nan
@@ -197,3 +197,34 @@ def test_bands_are_told_with_their_ends() -> None:
     names = [name_group(f"band {i} of 3") for i in (1, 2, 3)]
     assert names == ["band 1 of 3 (lowest CDS)", "band 2 of 3", "band 3 of 3 (highest CDS)"]
     assert (name_group("high"), name_group("unscored")) == ("high-scope", "unscored")
+
+
+def test_groups_by_another_measure_have_its_names() -> None:
+    assert [name_group(name, By.extent) for name in ("high", "low")] == ["wide", "narrow"]
+    assert [name_group(name, By.context_effect) for name in ("high", "low")] == ["context-driven", "patch-driven"]
+    assert name_group("band 1 of 3", By.extent) == "band 1 of 3 (lowest evidence extent)"
+    assert name_group("band 3 of 3", By.context_effect) == "band 3 of 3 (highest context effect)"
+    assert PartitionConfig(by=By.extent, n_bands=3).rule_in_words == "3 bands, by evidence extent"
+
+
+def test_what_is_divided_is_in_the_key_where_it_is_not_the_cds() -> None:
+    plain = PartitionConfig().cache_key_fields()
+    assert plain == {"rule": "mass", "mass_share": 0.5}
+    keys = [PartitionConfig(by=by).cache_key_fields() for by in (By.extent, By.context_effect)]
+    assert keys == [{**plain, "by": "extent"}, {**plain, "by": "context_effect"}]
+
+
+def test_only_a_score_with_an_interval_is_decided() -> None:
+    with pytest.raises(InputError, match=r"decided_only=true means nothing to partition\.by=extent"):
+        PartitionConfig(by=By.extent, decided_only=True)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in Rule if rule is not Rule.bands])
+def test_many_equal_extents_stay_together_and_may_leave_a_group_empty(rule: Rule) -> None:
+    """Half of the latents have extent 0: none of them is above a gamma that another of them is not above."""
+    extents, rng = np.array([0.0] * 6 + [NAN] + [0.2, 0.4, 1.0, 1.0]), np.random.default_rng(1)
+    found = divide(extents, rng.random(11), rule=rule, by=By.extent, **NUMBERS.get(rule, {}))
+    for value in np.unique(extents[~np.isnan(extents)]):
+        assert len(set(found.high[extents == value])) == 1
+    alike = divide(np.zeros(5), rng.random(5), rule=rule, by=By.extent, **NUMBERS.get(rule, {}))
+    assert (alike.high.sum(), alike.low.sum()) == (0, 5)

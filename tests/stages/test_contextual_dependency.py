@@ -281,6 +281,7 @@ def test_latents_are_divided_as_on_the_command_line(
             'nothing to rule="otsu": drop it, or choose rule="threshold"',
         ),
         "type": ({"quantile": "half"}, "quantile"),
+        "windows": ({"by": "extent"}, "takes no option 'by'"),
     }.values():
         with pytest.raises(InputError, match=words):
             found.divide(**options)

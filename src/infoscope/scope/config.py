@@ -138,6 +138,22 @@ class Control(Enum):
     """How much the tokens change without it."""
 
 
+class By(Enum):
+    """What features are divided by."""
+
+    cds = "cds"
+    """The contextual dependency score: how far the activation moves when the context shifts."""
+    extent = "extent"
+    """How far the evidence reaches: the smallest window that keeps half of the response (ours)."""
+    context_effect = "context_effect"
+    """The share of the variance of a patch's activation that contexts make (ours)."""
+
+    @property
+    def words(self) -> str:
+        """What it is called in a sentence and along an axis."""
+        return {By.cds: "CDS", By.extent: "evidence extent", By.context_effect: "context effect"}[self]
+
+
 class Rule(Enum):
     """How features are divided."""
 
@@ -168,11 +184,13 @@ class PartitionConfig:
     `mass`.
     """
 
+    by: By = By.cds
+    """What is divided; extent and context_effect are measured by stage=extent, under `scope.extent`."""
     rule: Rule | None = None
     mass_share: TrueShare | None = None
     """Least share of the scored features' activation mass in the low group; null: half."""
     gamma: Annotated[float, Bounds(0, 1, words="in 0..1, the range of the score")] | None = None
-    """High scope is CDS > gamma, low scope CDS <= gamma; 0..1."""
+    """High scope is CDS > gamma, low scope CDS <= gamma; 0..1; the same of what else is divided."""
     quantile: TrueShare | None = None
     """Share of the scored features in the low group; null: half."""
     n_bands: Annotated[int, Bounds(2, 1000)] | None = None
@@ -188,6 +206,11 @@ class PartitionConfig:
             raise InputError(
                 "partition.decided_only=true means nothing to partition.rule=bands, which has no gamma: drop it, or"
                 " choose another rule."
+            )
+        if self.decided_only and self.by is not By.cds:
+            raise InputError(
+                f"partition.decided_only=true means nothing to partition.by={self.by.name}, which has no interval: drop"
+                " it, or divide by CDS."
             )
         for reader, name in _READS.items():
             value = getattr(self, name)
@@ -208,10 +231,15 @@ class PartitionConfig:
         return rule, _DEFAULTS.get(rule) if number is None else number
 
     def cache_key_fields(self) -> dict[str, Any]:
-        """Return what decides the groups: the rule and its number, as plain JSON values."""
+        """Return what decides the groups: the rule and its number, and what is divided, as plain JSON values."""
         rule, number = self.chosen
         key: dict[str, Any] = {"rule": rule.name} | ({} if number is None else {_READS[rule]: number})
-        return key | ({"decided_only": True} if self.decided_only else {})
+        return key | ({"decided_only": True} if self.decided_only else {}) | self.cache_key_of_measure
+
+    @property
+    def cache_key_of_measure(self) -> dict[str, Any]:
+        """What is divided, as plain JSON values; nothing where it is the CDS."""
+        return {} if self.by is By.cds else {"by": self.by.name}
 
     @property
     def rule_in_words(self) -> str:
@@ -225,6 +253,7 @@ class PartitionConfig:
             Rule.otsu: "Otsu",
             Rule.bands: f"{number} bands",
         }[rule]
+        words = words if self.by is By.cds else f"{words}, by {self.by.words}"
         return f"{words}, decided features only" if self.decided_only else words
 
 

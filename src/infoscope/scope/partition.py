@@ -1,4 +1,4 @@
-"""Features in groups by their contextual dependency score: high and low scope, or quantile bands."""
+"""Features in groups by their contextual dependency score, or another measure: high and low scope, or bands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from infoscope.runtime.errors import InputError
-from infoscope.scope.config import PartitionConfig, Rule
+from infoscope.scope.config import By, PartitionConfig, Rule
 from infoscope.scope.energy import Cumulate
 
 
@@ -59,20 +59,31 @@ class Partition:
         return self.groups[name]
 
 
-def name_group(group: str) -> str:
-    """Return a group's name for display: "high-scope", "band 1 of 4 (lowest CDS)", "band 2 of 4", ..."""
+_NAMES = {
+    By.cds: {"high": "high-scope", "low": "low-scope"},
+    By.extent: {"high": "wide", "low": "narrow"},
+    By.context_effect: {"high": "context-driven", "low": "patch-driven"},
+}
+
+
+def name_group(group: str, by: By = By.cds) -> str:
+    """Return a group's name for display: "high-scope", "band 1 of 4 (lowest CDS)", "band 2 of 4", ...
+
+    Args:
+        by: what the features are divided by: of extents the high group is "wide".
+    """
     match group.split():
         case ["high" | "low"]:
-            return f"{group}-scope"
+            return _NAMES[by][group]
         case ["band", "1", "of", _]:
-            return f"{group} (lowest CDS)"
+            return f"{group} (lowest {by.words})"
         case ["band", number, "of", n] if number == n:
-            return f"{group} (highest CDS)"
+            return f"{group} (highest {by.words})"
     return group
 
 
 def make_partition(
-    cds: Float[np.ndarray, " d_sae"],
+    scores: Float[np.ndarray, " d_sae"],
     mass: Float[np.ndarray, " d_sae"],
     config: PartitionConfig,
     energy: Cumulate | None = None,
@@ -80,7 +91,7 @@ def make_partition(
     """Divide features by their scores under the configured rule.
 
     Args:
-        cds: scores, 0..1; NaN: unscored.
+        scores: the CDS, or what else they are divided by, 0..1; NaN: unscored.
         mass: activation mass of each feature (sum or mean of z * |W_dec|) on the training split; only ratios matter,
             and only the rule `mass` reads it.
         energy: of latents removed together; only the rule `energy` reads it.
@@ -88,16 +99,16 @@ def make_partition(
     Raises:
         InputError: the rule `energy` without it.
     """
-    unscored = np.isnan(cds)
+    unscored = np.isnan(scores)
     rule, number = config.chosen
     if rule is Rule.bands:
-        return Partition(None, make_bands(cds, int(number or 0)), unscored)
+        return Partition(None, make_bands(scores, int(number or 0)), unscored)
     if rule is Rule.energy:
-        gamma = _choose_gamma_by_energy(cds, np.flatnonzero(~unscored), energy)
+        gamma = _choose_gamma_by_energy(scores, np.flatnonzero(~unscored), energy)
     else:
-        gamma = _choose_gamma(cds[~unscored], mass[~unscored], rule, number or 0)
+        gamma = _choose_gamma(scores[~unscored], mass[~unscored], rule, number or 0)
     cut = np.nan if gamma is None else gamma
-    return Partition(gamma, {"high": cds > cut, "low": cds <= cut}, unscored)  # comparisons with NaN are false
+    return Partition(gamma, {"high": scores > cut, "low": scores <= cut}, unscored)  # comparisons with NaN are false
 
 
 def _choose_gamma(scores: np.ndarray, mass: np.ndarray, rule: Rule, number: float) -> float | None:
@@ -111,13 +122,13 @@ def _choose_gamma(scores: np.ndarray, mass: np.ndarray, rule: Rule, number: floa
     return float(np.quantile(scores, number)) if rule is Rule.quantile else otsu_threshold(scores)
 
 
-def _choose_gamma_by_energy(cds: np.ndarray, scored: np.ndarray, energy: Cumulate | None) -> float | None:
+def _choose_gamma_by_energy(scores: np.ndarray, scored: np.ndarray, energy: Cumulate | None) -> float | None:
     if energy is None:
         raise InputError(
             "The rule energy reads activations on tokens, which are not here: choose another rule, or partition=energy"
             " on the command line."
         )
-    return energy_threshold(cds[scored], scored, energy) if len(scored) else None
+    return energy_threshold(scores[scored], scored, energy) if len(scored) else None
 
 
 def energy_threshold(scores: Float[np.ndarray, " n"], latents: Int[np.ndarray, " n"], energy: Cumulate) -> float:
@@ -165,15 +176,15 @@ def otsu_threshold(values: Float[np.ndarray, " n"]) -> float:
     return middle if middle < high else low  # between neighbouring floats there is nothing
 
 
-def make_bands(cds: Float[np.ndarray, " d_sae"], n_bands: int) -> dict[str, Bool[np.ndarray, " d_sae"]]:
+def make_bands(scores: Float[np.ndarray, " d_sae"], n_bands: int) -> dict[str, Bool[np.ndarray, " d_sae"]]:
     """Return bands of equal counts from the lowest scores to the highest, without those that are NaN.
 
     Equal scores share a band, so ties can make counts differ (or a band empty).
     """
-    unscored = np.isnan(cds)
+    unscored = np.isnan(scores)
     if unscored.all():
-        band = np.zeros(len(cds), dtype=int)
+        band = np.zeros(len(scores), dtype=int)
     else:
-        edges = np.quantile(cds[~unscored], np.arange(1, n_bands) / n_bands)
-        band = np.searchsorted(edges, cds, side="left")  # as for gamma: a score on the edge belongs below it
+        edges = np.quantile(scores[~unscored], np.arange(1, n_bands) / n_bands)
+        band = np.searchsorted(edges, scores, side="left")  # as for gamma: a score on the edge belongs below it
     return {f"band {i + 1} of {n_bands}": ~unscored & (band == i) for i in range(n_bands)}

@@ -14,7 +14,7 @@ from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import FILE, LatentColumn, LatentTable
 from infoscope.stages.recalled import shows_past
 from infoscope.stages.sae import count_latents, has_maps, has_unit_rows, list_level_ends, sae_of
-from infoscope.stages.score.stage import summarise_seed
+from infoscope.stages.score.stage import key_of_partition, needs_of_groups, summarise_seed
 
 
 class Latents(SeedStage[LatentTable]):
@@ -34,7 +34,7 @@ class Latents(SeedStage[LatentTable]):
         return {
             "sources": {kind: node.hash for kind, node in vars(up).items()},
             "k_cds": ctx.config.scope.k_cds,
-            "partition": ctx.config.partition.cache_key_fields(),
+            **key_of_partition(ctx, seed),
             "interval": ctx.config.stability.interval,
             **({} if has_unit_rows(ctx) else {"activations": "times row norms"}),
             **({"levels": ends} if (ends := list_level_ends(ctx)) else {}),
@@ -57,18 +57,25 @@ class Latents(SeedStage[LatentTable]):
 
 
 def load_sources(ctx: Context, seed: int) -> list[type[SeedStage]]:
-    """Return the stages whose artifact of a seed tells something of each latent; optional ones where it is at hand.
+    """Return the stages whose artifact of a seed tells something of each latent; optional ones where it is at hand, or
+    the groups follow from it.
 
     Of scores that exist (`explore.of`) all are optional: what they would measure may be gone.
     """
     stages = [entry.load() for entry in registry.STAGES]
+    divided_by = {type(node.stage) for _, node in needs_of_groups(ctx, seed)} if has_maps(ctx) else set()
     known = [stage for stage in stages if issubclass(stage, SeedStage) and stage.latents is not Stage.latents]
     return [
         stage
         for stage in known
         if (stage.is_without_maps or has_maps(ctx))
         and stage().applies(ctx)
-        and (not (stage.is_optional or shows_past(ctx)) or stage.is_goal(ctx) or stage.at(ctx, seed).find())
+        and (
+            not (stage.is_optional or shows_past(ctx))
+            or stage in divided_by
+            or stage.is_goal(ctx)
+            or stage.at(ctx, seed).find()
+        )
     ]
 
 

@@ -94,7 +94,7 @@ class ContextualDependency:
         Raises:
             InputError: an option that does not exist, is out of range or has nothing to do with the rule.
         """
-        refuse_unknown(options, [one.name for one in fields(PartitionConfig)], "divide")
+        refuse_unknown(options, [one.name for one in fields(PartitionConfig) if one.name != "by"], "divide")
         return partition_scores(self.emd, self.k_cds, self.mass, make_options(PartitionConfig, options))
 
     @speaks_python(data=DataConfig)

@@ -15,7 +15,7 @@ from infoscope.stages.latents import Latents
 from infoscope.stages.probe.stage import Probe, is_probed
 from infoscope.stages.publish import Published, describe_experiment
 from infoscope.stages.report.tokens import make_token_section
-from infoscope.stages.score.stage import Score
+from infoscope.stages.score.stage import Score, key_of_partition
 from infoscope.stages.stability.stage import READ_AT_HAND, make_section_at_hand
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.tokens.source import TokenFacts
@@ -53,7 +53,7 @@ class Report(Published):
             "parts": {name: [*part.hashes(ctx), part.report_version] for name, part in load_parts(ctx).items()},
             "tokens": Tokens.at(ctx, "train").hash,
             "k_cds": ctx.config.scope.k_cds,
-            "partition": ctx.config.partition.cache_key_fields(),
+            **key_of_partition(ctx, *ctx.config.seeds),
             "stability": {name: getattr(ctx.config.stability, name) for name in READ_AT_HAND},
             **({} if find_page(ctx) is None else {"explorer": Explore.at(ctx).hash}),
         }

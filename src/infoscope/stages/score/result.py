@@ -18,7 +18,7 @@ from infoscope.scope.cds import (
     position_locked_score,
     uniform_chance_score,
 )
-from infoscope.scope.config import StabilityConfig
+from infoscope.scope.config import By, StabilityConfig
 from infoscope.scope.examples import find_locked
 from infoscope.scope.partition import Partition
 from infoscope.scope.scores import Scores
@@ -39,6 +39,8 @@ class ScopeResult:
         rule: how gamma was found, in words ("Otsu", "quantile 0.9", ...).
         sae_metrics: numbers to print, among them fvu, l0, dead_share and cosine when known.
         stability: which interval says whose group is undecided.
+        by: what the groups divide.
+        measured: its values, 0..1, NaN where unknown; None: it is the CDS.
     """
 
     sae_seed: int
@@ -51,6 +53,13 @@ class ScopeResult:
     rule: str
     sae_metrics: Mapping[str, float] = field(default_factory=dict)
     stability: StabilityConfig = field(default_factory=StabilityConfig)
+    by: By = By.cds
+    measured: Float[np.ndarray, " d_sae"] | None = None
+
+    @property
+    def measure(self) -> Float[np.ndarray, " d_sae"]:
+        """What the groups divide, 0..1; NaN: unscored."""
+        return self.cds if self.measured is None else self.measured
 
     @cached_property
     def interval(self) -> Interval:
@@ -59,7 +68,10 @@ class ScopeResult:
 
     @cached_property
     def undecided(self) -> Bool[np.ndarray, " d_sae"]:
-        """The features whose group their pairs leave open, see `find_undecided`."""
+        """The features whose group their pairs leave open, see `find_undecided`; none where they are not divided by
+        CDS, for nothing else has an interval."""
+        if self.by is not By.cds:
+            return np.zeros(len(self.cds), dtype=bool)
         return find_undecided(self.cds, self.interval, self.partition.gamma)
 
     @cached_property

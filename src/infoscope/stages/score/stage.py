@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
+from infoscope import registry
 from infoscope.pipeline.context import Context, once
-from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Shown, Work, name_artifacts
+from infoscope.pipeline.stage import Handle, Key, Needs, Node, Row, SeedStage, Shown, Work, name_artifacts
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
 from infoscope.scope.agreement import partition_scores
-from infoscope.scope.config import Diagonal, EMDMethod, Rule
+from infoscope.scope.config import By, Diagonal, EMDMethod, Rule
 from infoscope.scope.crops import check_shift
-from infoscope.scope.partition import Partition
+from infoscope.scope.extent.result import ExtentResult
+from infoscope.scope.partition import Partition, make_partition
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.scope.sparse_maps import count_bytes
@@ -167,8 +169,14 @@ def check_count(setting: str, count: float, n_latents: int) -> None:
 
 def needs_of_groups(ctx: Context, seed: int) -> Needs:
     """Return what `partition_of` and `scope_of` read."""
-    sample = {"sample": Sample.at(ctx, seed)} if _is_by_energy(ctx) else {}
-    return Needs(sae=sae_of(ctx, seed), ranking=Rank.at(ctx, seed), scores=Score.at(ctx, seed), **sample)
+    more: dict[str, Node] = {"sample": Sample.at(ctx, seed)} if _is_by_energy(ctx) else {}
+    if ctx.config.partition.by is not By.cds:
+        more["extent"] = _extent_at(ctx, seed)
+    return Needs(sae=sae_of(ctx, seed), ranking=Rank.at(ctx, seed), scores=Score.at(ctx, seed), **more)
+
+
+def _extent_at(ctx: Context, seed: int) -> Handle[ExtentResult]:
+    return registry.find_entry("extent").load().at(ctx, seed)  # that stage shows scores, and so imports this module
 
 
 def _is_by_energy(ctx: Context) -> bool:
@@ -176,18 +184,40 @@ def _is_by_energy(ctx: Context) -> bool:
 
 
 def key_of_groups(ctx: Context) -> Key:
-    """Return what the groups depend on besides scores and mass."""
+    """Return what the groups of all SAE seeds depend on besides scores and mass."""
     partition = ctx.config.partition
-    key = {"k_cds": ctx.config.scope.k_cds, "partition": partition.cache_key_fields()}
+    key = {"k_cds": ctx.config.scope.k_cds, **key_of_partition(ctx, *ctx.config.seeds)}
     return {**key, "interval": ctx.config.stability.interval} if partition.decided_only else key
+
+
+def key_of_partition(ctx: Context, *seeds: int) -> Key:
+    """Return how the latents of SAE seeds are divided, and what by where that is not the CDS."""
+    partition = ctx.config.partition
+    is_scored = partition.by is By.cds or not has_maps(ctx)
+    measured = {} if is_scored else {"measured": [_extent_at(ctx, seed).hash for seed in seeds]}
+    return {"partition": partition.cache_key_fields(), **measured}
+
+
+def measure_of(ctx: Context, seed: int) -> Float[np.ndarray, " d_sae"]:
+    """Return what the latents are divided by, see `By`: 0..1, NaN where it is not known."""
+    match ctx.config.partition.by:
+        case By.cds:
+            return Score.at(ctx, seed).load().cds(ctx.config.scope.k_cds).values
+        case By.extent:
+            return _extent_at(ctx, seed).load().extent
+        case By.context_effect:
+            return _extent_at(ctx, seed).load().context_effect
 
 
 @once
 def partition_of(ctx: Context, seed: int) -> Partition:
-    """Divide the latents by their scores on the training split: arithmetic on the score artifact."""
-    emd, k = Score.at(ctx, seed).load().emd, ctx.config.scope.k_cds
+    """Divide the latents by what is measured on the training split: arithmetic on that artifact."""
+    config, mass = ctx.config, mass_of(ctx, seed)
     energy = energy_of(ctx, seed) if _is_by_energy(ctx) else None
-    return partition_scores(emd, k, mass_of(ctx, seed), ctx.config.partition, energy, ctx.config.stability)
+    if config.partition.by is not By.cds:
+        return make_partition(measure_of(ctx, seed), mass, config.partition, energy)
+    emd = Score.at(ctx, seed).load().emd
+    return partition_scores(emd, config.scope.k_cds, mass, config.partition, energy, config.stability)
 
 
 @once
@@ -206,6 +236,8 @@ def scope_of(ctx: Context, seed: int) -> ScopeResult:
         rule=config.partition.rule_in_words,
         sae_metrics=sae_of(ctx, seed).read_json("metrics.json"),
         stability=config.stability,
+        by=config.partition.by,
+        measured=None if config.partition.by is By.cds else measure_of(ctx, seed),
     )
 
 

@@ -16,6 +16,7 @@ from infoscope.report.tables import Column
 from infoscope.runtime.store import Workspace
 from infoscope.sae.passes import measure_one
 from infoscope.scope.agreement import MAX_ASSIGNED
+from infoscope.scope.config import By
 from infoscope.scope.ranking import measure_ranking
 from infoscope.scope.rescoring import ScoredSAE, compare_at_hand, compute_stability
 from infoscope.scope.stability import StabilityResult
@@ -109,7 +110,8 @@ class Stability(Published, SingleStage[dict[int, StabilityResult]]):
 def find_scored(ctx: Context, seed: int) -> ScoredSAE:
     """Return what is known of one SAE without its ranking of held-out images."""
     ranking, scores = Rank.at(ctx, seed).load(), Score.at(ctx, seed).load()
-    return ScoredSAE(seed, sae_of(ctx, seed).load(), ranking, scores, partition_of(ctx, seed).gamma)
+    gamma = partition_of(ctx, seed).gamma if ctx.config.partition.by is By.cds else None  # else it divides no scores
+    return ScoredSAE(seed, sae_of(ctx, seed).load(), ranking, scores, gamma)
 
 
 def make_section_at_hand(ctx: Context) -> ReportSection:
