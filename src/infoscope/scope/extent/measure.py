@@ -83,9 +83,9 @@ def measure_extent(
 
         def measure(number: int) -> Part:
             some, first = images[parts[number]], parts[number].start
-            found = []
+            found, windows = [], open_windows()  # which reads too, and a reader gives one reading at a time
             for batch in reader.read(some, batch_images):
-                found.append(open_windows().measure(batch))
+                found.append(windows.measure(batch))
                 progress(first + int(np.searchsorted(some, batch.index.numpy()[-1], side="right")), len(images))
             return {name: torch.cat([one[name] for one in found]) for name in found[0]}
 
