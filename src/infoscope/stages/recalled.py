@@ -50,7 +50,7 @@ def recall_sets(ctx: Context, data: DataConfig) -> tuple[ImageSet, ImageSet]:
     try:
         data_now = open_whole_sets(replace(data, on_error=SKIP))
     except InputError as error:
-        why = f" ({error})"
+        why = f" ({str(error).replace('data.root', 'explore.root')})"
     found: list[ImageSet] = []
     for split, now in zip(("train", "test"), data_now, strict=True):
         if split not in folders:
@@ -59,7 +59,7 @@ def recall_sets(ctx: Context, data: DataConfig) -> tuple[ImageSet, ImageSet]:
         images = RecalledImages(folders[split], split, made[split], now)
         with ctx.display.bar(f"looking for {len(images):,} {split} images"):
             n_gone = len(images.gone)
-        told = f"of {len(images):,} {split} images {n_gone:,} are gone, or are not what they were when they were scored"
+        told = f"{n_gone:,} of {len(images):,} {split} images gone, or not what they were when they were scored"
         if n_gone and not images.is_named:
             told = (
                 f"{len(images):,} {split} images cannot be shown: their set was another then, and these tokens, of an"

@@ -99,7 +99,7 @@ def test_what_is_gone_is_grey_and_all_else_is_what_it_was(
     said, folder = explore(output_dir, f"explore.root={photos}")
     assert said.stages("built") == MADE
     assert list_files(output_dir).items() >= before.items()  # nothing else is written anew
-    assert f"of {len(ids)} train images 4 are gone, or are not what they were" in said.text
+    assert f"4 of {len(ids)} train images gone, or not what they were" in said.text
     assert "4 images cannot be read any more; a grey tile stands for each." in said.text
     manifest, names, then = read_value(folder, "manifest"), read_names(folder), read_names(known)
     assert {image: {"id": of["id"], "label": of["label"]} for image, of in names.items()} == then
@@ -128,7 +128,7 @@ def test_all_of_them_may_be_gone_and_come_back(made: tuple[Path, Path], moved: t
     photos.rename(photos.with_name("away"))
     said, folder = explore(output_dir, f"explore.root={photos}")
     assert said.stages("built") == MADE
-    assert "check data.root" in said.text
+    assert "check explore.root" in said.text
     names, manifest = read_names(folder), read_value(folder, "manifest")
     assert all(of["is_missing"] for of in names.values())
     assert {image: of["id"] for image, of in names.items()} == {i: of["id"] for i, of in read_names(known).items()}

@@ -105,7 +105,7 @@
       ${
         nMissing > 0 &&
         html`<p class="warning" role="status">${infoscope.count(nMissing, "image")} could not be shown:
-        no file was found when the explorer was written, or this folder was not copied whole.</p>`
+        gone or changed when the explorer was written, or not copied with it. Grey tiles stand for them.</p>`
       }
       ${
         shown.view &&
