@@ -210,6 +210,8 @@ def test_a_lost_image_is_counted_and_named_on_the_page(
     assert said.stages("built") == ["thumbnails", "explore"]
     assert "1 image cannot be read any more; a grey tile stands for it." in said.text
     folder = Explore.at(Context(config, Recorder())).folder
+    thumbnails = find_folder(output_dir, "thumbnails")
+    assert f"Once they can be read: delete {folder} and {thumbnails}," in " ".join(said.text.split())
     assert read_value(folder, "manifest")["sets"]["train"]["n_missing"] == 1
     assert read_value(folder, "sets/train/names/0")[str(lost)]["is_missing"] is True
     assert lost not in list_thumbnails(folder, "train")

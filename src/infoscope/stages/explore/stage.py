@@ -193,9 +193,12 @@ class Explore(SingleStage[ExplorerFacts]):
         return Work(n_latents, like, count_browsed_forwards(ctx), disk_bytes=n_bytes)
 
     def closing(self, ctx: Context) -> Shown:
-        handle = self.at(ctx)
-        thumbnails = None if shows_past(ctx) else Thumbnails.at(ctx).find()  # of the past what is gone is in the key
-        return say_explorer(handle.folder, handle.load(), None if thumbnails is None else thumbnails.folder)
+        folder, found = self.at(ctx).folder, self.at(ctx).load()
+        said = say_explorer(folder, found)
+        if found.n_missing and not shows_past(ctx):  # of the past what is gone is in the key
+            thumbnails = ctx.store.folder(Thumbnails.at(ctx).spec)
+            said.append(f"Once they can be read: delete {folder} and {thumbnails}, and repeat the command.")
+        return said
 
 
 def find_page(ctx: Context) -> Path | None:
@@ -208,12 +211,8 @@ def find_page(ctx: Context) -> Path | None:
     return pages[0] if pages else None
 
 
-def say_explorer(folder: Path, found: ExplorerFacts, thumbnails: Path | None = None) -> list[str]:
-    """Return what an explorer is, in sentences: what to open first.
-
-    Args:
-        thumbnails: the artifact that it has its thumbnails from.
-    """
+def say_explorer(folder: Path, found: ExplorerFacts) -> list[str]:
+    """Return what an explorer is, in sentences: what to open first."""
     said = [
         f"explorer  {folder / INDEX}",
         f"Open it in a browser: {found.n_latents:,} latents in {_say_number(found.n_views, 'view')}"
@@ -223,11 +222,7 @@ def say_explorer(folder: Path, found: ExplorerFacts, thumbnails: Path | None = N
     ]
     if found.n_missing:
         each = "it" if found.n_missing == 1 else "each"
-        told = f"{_say_number(found.n_missing, 'image')} cannot be read any more; a grey tile stands for {each}."
-        again = "it is" if found.n_missing == 1 else "they are"
-        if thumbnails is not None:
-            told += f" Where {again} as before again, delete this folder and {thumbnails}, and repeat the command."
-        said.append(told)
+        said.append(f"{_say_number(found.n_missing, 'image')} cannot be read any more; a grey tile stands for {each}.")
     if found.n_bytes > LARGE_BYTES:
         said.append(f"To look at it from another machine: infoscope view {folder}")
     return said
