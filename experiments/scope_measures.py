@@ -1,0 +1,445 @@
+"""Which measure of scope tells the truth where it is known: evidence extent and context effect, or the CDS.
+
+    python experiments/scope_measures.py                    # the miniature, on other scenes than the demo
+    python experiments/scope_measures.py stage=extent    # without the removal tables
+    python experiments/scope_measures.py stage=extent data.planted=nothing data.seed=0 sae.k=64 seeds=[0]
+
+By settings: scenes and their CLIP; and, unless another model is asked for, the positive control, a backbone that says
+by a formula what no small window can tell of scenes with marks, on one leaping patch and evenly on all, and the light
+evenly on all, read by an SAE of its own directions. Other arguments are overrides of the `infoscope` command.
+
+Measured: AUROC of known-global, and of known-broad, against known-local features, of each measure and of pairs of them
+(a linear discriminant on ranks, 5 folds, each latent scored by the others), with the middle 95% of 1000 draws in which
+features are drawn anew, as the mean over SAE seeds. All measures are compared on the same features. Those that are
+reversed count small values as global. Stability: rank correlations under other images, donors and SAEs. And what probes
+lose without the features of each half by each measure, the SAE's error kept.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from matplotlib.figure import Figure
+
+from infoscope.commands.experiments.runs import Run, Shown, is_swept, join_runs
+from infoscope.commands.experiments.sweep import Experiment, main
+from infoscope.config.tree import Config
+from infoscope.data.config import Planted
+from infoscope.data.images import Truth
+from infoscope.pipeline.context import Context
+from infoscope.report.figure_style import FAINT, HIGH, LOW, MIDDLE, make_figure
+from infoscope.report.joining import Part, join_tables
+from infoscope.report.tables import Align, Column, Table, compute_stat, format_number, format_signed
+from infoscope.runtime.errors import InputError
+from infoscope.sae.activations import ReLU
+from infoscope.sae.checkpoint import save_sae
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.agreement import compute_split_half, correct_halves, match_latents
+from infoscope.scope.combining import combine_out_of_fold
+from infoscope.scope.config import By, Donor
+from infoscope.scope.confounds import ConfoundResult
+from infoscope.scope.extent.result import ExtentResult
+from infoscope.scope.matching import FREQUENCY, find_matching
+from infoscope.scope.partial_ranks import Estimate, compute_spearman, estimate
+from infoscope.scope.resampling import draw_auroc, draw_weights
+from infoscope.scope.scores import Scores
+from infoscope.scope.separation import match_frequency
+from infoscope.stages.ablations import ablations_of, matched_ablations_of
+from infoscope.stages.confounds.stage import Confounds
+from infoscope.stages.extent.stage import Extent
+from infoscope.stages.images import open_split
+from infoscope.stages.probe.results import Result
+from infoscope.stages.probe.run import probe_variants
+from infoscope.stages.probe.stage import read_probed
+from infoscope.stages.probe.tables import make_main_table, make_matched_table
+from infoscope.stages.sae import sae_of
+from infoscope.stages.score.stage import Score
+from infoscope.vision.planted_facts import PlantedFacts
+
+N_DRAWS = 1000
+SMALL = "data.n_train=1000 data.n_test=300"
+"""The images of the positive control, whose features are known by a formula."""
+N_LATENTS = 128
+"""Features of which extents are measured otherwise, drawn from those that fire."""
+ONE_EACH = "one image and one donor each"
+MIN_GROUP = 4
+"""With fewer features in a group, on average over SAE seeds, nothing is said of an AUROC; the control has 5."""
+MEASURES = {
+    "extent": "evidence extent",
+    "context_effect": "context effect",
+    "own_patch": "response to its own patch, reversed",
+    "cds": "CDS",
+    "cds_minus_chance": "CDS - chance",
+    "firing_rate": "firing frequency, reversed",
+    "support": "support, reversed",
+}
+"""By column; the last ones, and the third, count small values as global."""
+PAIRED = ("extent", "context_effect", "cds", "cds_minus_chance", "firing_rate")
+JUDGED = ("extent", "context_effect")
+"""Which measures are held against the CDS."""
+KNOWN = {"global": "known-global", "broad": "known-broad"}
+"""What is held against known-local features."""
+SUBSETS = {
+    "all": "AUROC",
+    "compact": "compact",
+    "diffuse": "diffuse",
+    "diffuse_compact": "diffuse against compact",
+    "matched": "matched frequency",
+}
+"""Known-global features among all, of a support, or of equal frequency as the local ones, which are of the same support
+but in the fourth: of diffuse local features there are none in most scenes."""
+STABLE = ("extent", "context_effect", "cds")
+
+
+class OfSeed(NamedTuple):
+    """What one configuration says of one SAE.
+
+    measures: by column of `MEASURES`, [d_sae], larger where a latent counts as more global; NaN: unknown.
+    decoder: [d_sae, d_in]
+    """
+
+    measures: Mapping[str, Float[np.ndarray, " d_sae"]]
+    scores: Scores
+    confounds: ConfoundResult
+    extent: ExtentResult
+    decoder: Float[np.ndarray, "d_sae d_in"]
+
+
+class Found(NamedTuple):
+    """seeds: of each SAE seed. others: of the first seed, extents made otherwise, by how. removal: by what divides."""
+
+    seeds: Sequence[OfSeed]
+    others: Mapping[str, ExtentResult]
+    removal: Mapping[By, Sequence[Result]]
+
+
+def measure(ctx: Context) -> Found:
+    """Return measures and truths of all SAE seeds; on scenes without marks extents of other designs, and removal.
+
+    Raises:
+        InputError: if the images do not say what is global and what is local.
+    """
+    config, images = ctx.config, open_split(ctx, "train")
+    if not images.global_factors or Truth.label_maps not in images.truths:
+        raise InputError(
+            "Expected images with global factors and label maps, which say what is global and local, got others: take"
+            " data=scenes."
+        )
+    seeds = [measure_seed(ctx, seed) for seed in config.seeds]
+    if config.data.planted is Planted.marks:
+        return Found(seeds, {}, {})
+    designs = {words: Extent.at(ctx.beside(other), config.seeds[0]).load() for words, other in list_designs(config)}
+    if config.stage.name == "extent":
+        return Found(seeds, designs, {})
+    return Found(seeds, designs, {by: read_divided(ctx.beside(divide(config, by))) for by in By})
+
+
+def measure_seed(ctx: Context, seed: int) -> OfSeed:
+    """Return what a configuration says of one SAE."""
+    k = ctx.config.scope.k_cds
+    scores, extent, confounds = (stage.at(ctx, seed).load() for stage in (Score, Extent, Confounds))
+    cds, properties = scores.cds(k).values, confounds.properties
+    values = (
+        *(extent.extent, extent.context_effect, -extent.response[0], cds, cds - scores.chance(k)),
+        *(-properties.firing_rate, -properties.support),
+    )
+    decoder = sae_of(ctx, seed).load().W_dec.detach().float().cpu().numpy()
+    return OfSeed(dict(zip(MEASURES, values, strict=True)), scores, confounds, extent, decoder)
+
+
+def list_designs(config: Config) -> Iterator[tuple[str, Config]]:
+    """Yield configurations under which extents of some features are measured otherwise, by what differs."""
+    extent = config.scope.extent
+    others = {
+        "donors: a mean colour": replace(extent, donor=Donor.mean),
+        "donors: the picture itself, blurred": replace(extent, donor=Donor.blur),
+        ONE_EACH: replace(extent, n_images=1, n_donors=1),
+    }
+    for words, other in others.items():
+        some = replace(other, n_latents=min(extent.n_latents or N_LATENTS, N_LATENTS))
+        yield words, replace(config, scope=replace(config.scope, extent=some))
+
+
+def divide(config: Config, by: By) -> Config:
+    """Return a configuration whose groups divide features by a measure, at half of the mass by default."""
+    return replace(config, partition=replace(config.partition, by=by))
+
+
+def read_divided(ctx: Context) -> list[Result]:
+    """Return what the probes read without each half, without random groups of its mass, and at equal frequency."""
+    probed = {}
+    for seed in ctx.config.seeds:
+        original, *others = ablations_of(ctx, seed)
+        matched = [one for one in matched_ablations_of(ctx, seed) if find_matching(one.group or "") == FREQUENCY]
+        probed[seed] = probe_variants(ctx, seed, [original, *filter(is_swept, others), *matched])
+    return read_probed(ctx, probed)
+
+
+class Separated(NamedTuple):
+    """How well measures, and pairs of them, tell known-global (or known-broad) from known-local features of a subset.
+
+    aurocs: by measure or pair, for each SAE seed the AUROC and draws of it; NaN where a group is empty.
+    n_positive, n_negative: features, mean over SAE seeds.
+    """
+
+    aurocs: Mapping[tuple[str, ...], Sequence[Float[np.ndarray, " n_draws"]]]
+    n_positive: float
+    n_negative: float
+
+    @property
+    def is_small(self) -> bool:
+        """Whether there are too few features to say anything."""
+        return min(self.n_positive, self.n_negative) < MIN_GROUP
+
+    def gain(self, measure: str, other: str = "cds") -> Estimate:
+        """Return by how much the AUROC of one measure is larger than that of another."""
+        pairs = zip(self.aurocs[measure,], self.aurocs[other,], strict=True)
+        return estimate([one - of for one, of in pairs])
+
+
+def separate(seeds: Sequence[OfSeed], known: str) -> dict[str, Separated]:
+    """Return {subset: how well measures tell a kind of known features from known-local ones}."""
+    found = [list(separate_seed(of, known, number)) for number, of in enumerate(seeds)]
+    joined = {}
+    for subset, of_seeds in zip(SUBSETS, zip(*found, strict=True), strict=True):
+        aurocs = {key: [of[0][key] for of in of_seeds] for key in of_seeds[0][0]}
+        joined[subset] = Separated(aurocs, *(float(np.mean([of[place] for of in of_seeds])) for place in (1, 2)))
+    return joined
+
+
+def separate_seed(of: OfSeed, known: str, seed: int) -> Iterator[tuple[dict[tuple[str, ...], np.ndarray], int, int]]:
+    """Yield for each subset the AUROCs of one SAE with draws of them, and how many features there are of both kinds.
+
+    Args:
+        seed: of the draws, another one for each SAE: means over SAEs are of draws that have nothing in common.
+    """
+    confounds = of.confounds
+    whole = np.isfinite(list(of.measures.values())).all(axis=0)
+    positive, negative = getattr(confounds, f"known_{known}") & whole, confounds.known_local & whole
+    everyone = np.ones_like(whole)
+    subsets: dict[str, tuple[Bool[np.ndarray, " d_sae"], Bool[np.ndarray, " d_sae"]]] = {
+        "all": (everyone, everyone),
+        "compact": (confounds.compact, confounds.compact),
+        "diffuse": (confounds.diffuse, confounds.diffuse),
+        "diffuse_compact": (confounds.diffuse, confounds.compact),
+        "matched": match_frequency(positive, negative, confounds.properties.firing_rate),
+    }
+    for subset in SUBSETS:
+        of_positive, of_negative = subsets[subset]
+        pair = positive & of_positive, negative & of_negative
+        weights = draw_weights(np.stack(pair), N_DRAWS, seed)
+        aurocs = {(name,): draw_auroc(values, *pair, weights) for name, values in of.measures.items()}
+        for names in combinations(PAIRED, 2):
+            combined = combine_out_of_fold([of.measures[name] for name in names], *pair, seed=seed)
+            aurocs[names] = draw_auroc(combined, *pair, weights)
+        yield aurocs, int(pair[0].sum()), int(pair[1].sum())
+
+
+def make_measure_table(found: Found) -> Table:
+    """Return a row per measure and pair of measures, a section per kind of truth."""
+    columns = [Column("measure", "measure", Align.left)]
+    for key, heading in SUBSETS.items():
+        ends = key != "all"
+        columns += [Column(key, heading, digits=3)]
+        columns += [Column(f"{key}_{end}", end, digits=3, csv_only=ends) for end in ("from", "to")]
+    for name in ("truth", "key", *(f"{key}_{side}" for key in SUBSETS for side in ("n_known", "n_local"))):
+        columns.append(Column(name, name, is_count=True, csv_only=True))
+    table = Table("scope_measures", "Known-global, and known-broad, against known-local features: AUROC", columns)
+    for known, words in KNOWN.items():
+        separated = separate(found.seeds, known)
+        whole = separated["all"]
+        if not whole.n_positive:
+            continue
+        table.notes += say_truth(words, separated)
+        table.add_section(f"{words} against known-local ({_list_counts(separated)})")
+        counts = [number for of in separated.values() for number in (of.n_positive, of.n_negative)]
+        for names in whole.aurocs:
+            cells = [value for of in separated.values() for value in estimate(of.aurocs[names])]
+            table.add_row(" with ".join(map(MEASURES.__getitem__, names)), *cells, known, "+".join(names), *counts)
+    if not table.rows:
+        table.instead = "No feature is known to be global or broad here, so that nothing is told from local ones."
+    return table
+
+
+def _list_counts(separated: Mapping[str, Separated]) -> str:
+    """Return how many features of each kind there are in each subset."""
+    parts = []
+    for key, of in separated.items():
+        counts = (format_number(n, 0 if n == round(n) else 1) for n in (of.n_positive, of.n_negative))
+        parts.append(" and ".join([f"{'all' if key == 'all' else SUBSETS[key]} {next(counts)}", *counts]))
+    return ", ".join(parts)
+
+
+def say_truth(words: str, separated: Mapping[str, Separated]) -> Iterator[str]:
+    """Yield which measure tells the truth better, the CDS or each of those judged; of diffuse features too."""
+    for subset, of in {"": separated["all"], "diffuse ": separated["diffuse"]}.items():
+        if of.is_small and not subset:
+            yield f"Too few {words} or known-local features to say which measure tells them apart."
+        elif not of.is_small:
+            yield from (_say_gain(f"{subset}{words} from {subset}known-local", of, name) for name in JUDGED)
+
+
+def _say_gain(groups: str, of: Separated, name: str) -> str:
+    gain, ours, theirs = of.gain(name), *(estimate(of.aurocs[one,]).value for one in (name, "cds"))
+    verdict = "worse than" if gain.high < 0 else "better than" if gain.low > 0 else "neither better nor worse than"
+    return (
+        f"{MEASURES[name].capitalize()} tells {groups} features {verdict} the CDS: AUROC {format_number(ours, 3)}"
+        f" against {format_number(theirs, 3)} (difference {format_signed(gain.value, 3)},"
+        f" {format_signed(gain.low, 3)} to {format_signed(gain.high, 3)})."
+    )
+
+
+def make_stability_table(found: Found, k: int, min_cosine: float) -> Table:
+    """Return how the order of features by each measure is kept when a choice is made otherwise, a row per choice."""
+    columns = [Column("comparison", "", Align.left), *(Column(name, MEASURES[name], digits=3) for name in STABLE)]
+    columns.append(Column("n_features", "features", digits=0, is_count=True))
+    table = Table("scope_measures_stability", "The order of features when a choice is made otherwise", columns)
+    table.notes.append(
+        "Spearman's correlation. Halves are corrected to the whole (Spearman-Brown); of the CDS they are random ones of"
+        f" its pairs of crops. Two SAE seeds: features matched one to one, cosine > {min_cosine:g}. Other donors, and"
+        f" one image (of the CDS too) and donor, against all: up to {N_LATENTS} features of the first SAE seed."
+    )
+    halves = (slice(0, None, 2), slice(1, None, 2))
+    splits = {
+        "half of the images": [[of.extent.take(images=half) for half in halves] for of in found.seeds],
+        "half of the donors": [[of.extent.take(donors=half) for half in halves] for of in found.seeds],
+    }
+    of_cds = compute_stat(compute_split_half(of.scores.emd, k).reliability for of in found.seeds)
+    for words, pairs in splits.items():
+        is_of_images = words == "half of the images"
+        correlations = [[_correlate(name, *pair) for pair in pairs] for name in STABLE[:2]]
+        cells = [compute_stat(correct_halves(rho) for rho, _ in of) for of in correlations]
+        counts = compute_stat(n for _, n in correlations[0])
+        table.add_row(words, *cells, of_cds if is_of_images else None, counts)
+    first = found.seeds[0]
+    for words, other in found.others.items():
+        pairs = [_correlate(name, first.extent, other) for name in STABLE[:2]]
+        of_one = compute_spearman(first.measures["cds"], first.scores.cds(1).values)[0]
+        table.add_row(words, *(rho for rho, _ in pairs), of_one if words == ONE_EACH else None, pairs[0][1])
+    if len(found.seeds) > 1:
+        seeds = [compare_seeds(*pair, min_cosine) for pair in combinations(found.seeds, 2)]
+        cells = [compute_stat(of[name][0] for of in seeds) for name in STABLE]
+        table.add_row("another SAE seed", *cells, compute_stat(of["cds"][1] for of in seeds))
+    return table
+
+
+def _correlate(name: str, one: ExtentResult, other: ExtentResult) -> tuple[float, int]:
+    return compute_spearman(getattr(one, name), getattr(other, name))
+
+
+def compare_seeds(one: OfSeed, other: OfSeed, min_cosine: float) -> dict[str, tuple[float, int]]:
+    """Return by measure the rank correlation over the features of two SAEs that are alike, and how many those are."""
+    whole = [np.flatnonzero(np.isfinite(list(of.measures.values())).all(axis=0)) for of in (one, other)]
+    matches = match_latents(one.decoder[whole[0]], other.decoder[whole[1]])
+    alike = matches.cosine > min_cosine
+    a, b = whole[0][matches.a[alike]], whole[1][matches.b[alike]]
+    return {name: compute_spearman(one.measures[name][a], other.measures[name][b]) for name in STABLE}
+
+
+def make_correlation_table(found: Found) -> Table:
+    """Return how the measures go with each other and with what is declared, a row per measure."""
+    others = {"extent": "evidence extent", "context_effect": "context effect", "cds": "CDS", "firing_rate": "frequency"}
+    others |= {"image_effect": "image effect", "label_effect": "label effect"}
+    columns = [Column("measure", "measure", Align.left), *(Column(k, v, signed=True) for k, v in others.items())]
+    columns.append(Column("cds_at_rate", "CDS at equal frequency", signed=True))
+    title = "How the measures go together (Spearman), features with all of them"
+    table = Table("scope_measures_correlations", title, columns)
+    for name, words in MEASURES.items():
+        cells = [compute_stat(_read_correlation(of, name, other)[0] for of in found.seeds) for other in others]
+        at_rate = (_read_correlation(of, name, "cds", given="firing_rate")[0] for of in found.seeds)
+        table.add_row(words, *cells, compute_stat(at_rate))
+    return table
+
+
+def _read_correlation(of: OfSeed, name: str, other: str, given: str = "") -> tuple[float, int]:
+    confounds = of.confounds
+    assert confounds.label_effect is not None
+    columns = {**of.measures, "image_effect": confounds.image_effect, "label_effect": confounds.label_effect}
+    columns["firing_rate"] = confounds.properties.firing_rate  # not reversed where it is a column
+    values = of.measures[name]
+    whole = np.where(np.isfinite(list(of.measures.values())).all(axis=0), values, np.nan)
+    return compute_spearman(whole, columns[other], given=columns[given] if given else None)
+
+
+def draw_measures(runs: Sequence[Run[Found]]) -> Figure:
+    """Draw the features of the first SAE seed by extent and CDS, a panel per run, known ones in colours."""
+    figure = make_figure(2.6 * ((len(runs) + 1) // 2) + 0.4)
+    colours = {"known-local": LOW, "known-global": HIGH, "known-broad": MIDDLE}
+    for place, run in enumerate(runs, start=1):
+        axes = figure.add_subplot((len(runs) + 1) // 2, min(2, len(runs)), place)
+        of = run.found.seeds[0]
+        extent, cds = (of.measures[name] for name in ("extent", "cds"))
+        axes.scatter(extent, cds, s=6, c=FAINT, linewidths=0, label="all others")
+        for words, colour in colours.items():
+            members = getattr(of.confounds, words.replace("-", "_"))
+            axes.scatter(extent[members], cds[members], s=12, c=colour, linewidths=0, label=words)
+        axes.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
+        axes.set_title(str(run.facts["setting"]) or run.label, fontsize=7)
+        axes.set_xlabel("evidence extent")
+        axes.set_ylabel("CDS")
+        if place == 1:
+            figure.legend(loc="outside lower right", ncols=4, handletextpad=0.1)
+    return figure
+
+
+def show(runs: Sequence[Run[Found]]) -> Shown:
+    """The AUROCs under the first finding, how stable the measures are, what is lost without either half by each."""
+    measures = [make_measure_table(run.found) for run in runs]
+    tables = [join_tables([Part(run.label, run.facts, of) for run, of in zip(runs, measures, strict=True)])]
+    tables[0].title = next((note for of in measures for note in of.notes), tables[0].title).removesuffix(".")
+    tables.append(join_runs(runs, _make_stability))
+    removal, matched = [], []
+    for run in runs:
+        for by, results in run.found.removal.items():
+            heading, facts = f"{run.label}, divided by {by.words}", {**run.facts, "by": by.name}
+            removal.append(Part(heading, facts, make_main_table(results)))
+            if (table := make_matched_table(results)) is not None:
+                matched.append(Part(heading, facts, table))
+    tables += [join_tables(parts) for parts in (removal, matched) if parts]
+    more = [join_runs(runs, lambda run: make_correlation_table(run.found))]
+    return Shown(tables, {"scope_measures": partial(draw_measures, runs)}, more)
+
+
+def _make_stability(run: Run[Found]) -> Table:
+    return make_stability_table(run.found, run.config.scope.k_cds, run.config.stability.min_cosine)
+
+
+EXPERIMENT = Experiment(
+    "scope_measures",
+    __doc__,
+    measure,
+    show,
+    stages=["probe", "extent"],
+    defaults=["data.seed=7"],
+    settings=["data.planted=nothing"],
+)
+
+
+def add_control(arguments: Sequence[str]) -> Experiment[Found]:
+    """Return the experiment with the positive control, whose SAE is written; without where another model is given."""
+    given = dict(one.partition("=")[::2] for one in arguments)
+    if {"-h", "--help", "model", "sae", "data.planted"} & given.keys():
+        return EXPERIMENT
+    directions, folder = PlantedFacts().directions, Path(given.get("output_dir", "outputs")) / "experiments"
+    sae = SparseAutoencoder(directions.shape[1], len(directions), ReLU(), seed=0)
+    with torch.no_grad():
+        sae.W_enc.copy_(directions.T)
+        sae.W_dec.copy_(directions)
+        sae.b_enc.fill_(-0.5)  # what rounding leaves of other codes does not fire
+    folder /= "planted_facts_sae"
+    save_sae(folder, sae)
+    control = f"data.planted=marks model=planted_facts {SMALL} sae=import sae.path={folder}"
+    return replace(EXPERIMENT, settings=[*EXPERIMENT.settings, control])
+
+
+if __name__ == "__main__":
+    sys.exit(main(add_control(sys.argv[1:]), sys.argv[1:]))
