@@ -51,6 +51,7 @@ KINDS = {
         "explore",
         "levels",
         "thumbnails",
+        "extent",
     ),
 }
 EXPLAINED = "tiny"
@@ -171,6 +172,11 @@ CONFIGURATIONS: dict[str, tuple[str, list[StageName]]] = {
         FEW + "seeds=[0,1] explore.n_images=4 explore.thumbnail_px=64 explore.n_browsed=2 explore.n_near=3"
         " explore.n_level_images=9 explore.seed=2",
         [StageName.explore],
+    ),
+    "extent.*": (
+        FEW + "scope.extent.n_images=2 scope.extent.radii=[0] scope.extent.donor=blur scope.extent.blur_patches=1.5"
+        " scope.extent.budget_images=900 scope.extent.seed=3",
+        [StageName.extent],
     ),
     "curve.*": ("debug=tiny curve.mass_shares=[0.3,0.6] probe.seed=7", [StageName.curve]),
 }

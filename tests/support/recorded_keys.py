@@ -39,7 +39,7 @@ from infoscope.vision.backbone import Backbone
 from infoscope.vision.open_clip.weights import SHIPPED_FOLDER
 
 D_IN, D_SAE, K_MAX, GRID = 4, 12, 16, 3
-NOT_AT_HAND = ("segment", "attribution", "quality", "name", "steering")
+NOT_AT_HAND = ("segment", "attribution", "quality", "name", "steering", "extent")
 """What nobody has asked for, so that the table of latents has no columns of it."""
 
 

@@ -135,6 +135,8 @@ def print_plan(steps: Sequence[Step], console: Console) -> None:
     if naive != "0":
         said += f" The naive way, every latent encoding both crops of its own top images, takes {naive}."
     console.print(Text(said))
+    for said in dict.fromkeys(step.work.says for step in built if step.work.says):
+        console.print(Text(said))
 
 
 def _sum_up(steps: Sequence[Step], name: str) -> str:

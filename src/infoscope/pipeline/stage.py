@@ -68,6 +68,7 @@ class Work:
     disk_bytes, scratch_bytes: bytes that stay on the disk, and temporary bytes during the build.
     memory_bytes: the largest arrays held while it is made.
     is_bound: whether the counts are upper bounds.
+    says: what else a plan says of it, in sentences.
     """
 
     n: int = 0
@@ -80,6 +81,7 @@ class Work:
     scratch_bytes: int = 0
     memory_bytes: int = 0
     is_bound: bool = False
+    says: str = ""
 
 
 class Count(NamedTuple):
@@ -100,6 +102,8 @@ class Stage:
     """The folder of the artifacts that it makes, and part of their hashes."""
     in_report: ClassVar[bool] = False
     """Whether its section stands in the report of stage=report."""
+    in_report_at_hand: ClassVar[bool] = False
+    """Whether that is so only where another command has made it, of all SAE seeds."""
     report_version: ClassVar[int] = 0
     """Part of the keys of reports with its section: raise it when the same results are shown or told in another way."""
     is_optional: ClassVar[bool] = False

@@ -46,6 +46,10 @@ class Donor(Enum):
     """The same place in the image itself, blurred."""
 
 
+POOL_IMAGES = 32
+"""Images from which donors are drawn, and of which the mean colour is taken (ours)."""
+
+
 @dataclass
 class ExtentConfig:
     """How far the evidence of a latent reaches, measured by windows that are kept or replaced. All numbers are ours."""
@@ -54,7 +58,7 @@ class ExtentConfig:
     """Latents, drawn from those that fire; null: all. Better few on several images than many on one."""
     n_images: Few = 3
     """Top images per latent."""
-    n_donors: Few = 2
+    n_donors: Annotated[int, Bounds(1, POOL_IMAGES - 1)] = 2
     """Images that replace pixels, for each patch; read by donor=images."""
     radii: Annotated[list[FewOrNone] | None, Items(ascending=True)] = None
     """Of the windows of (2 r + 1) x (2 r + 1) patches, ascending from 0; null: 0, 1, 2, 3, 5, 8, ... up to the widest
@@ -74,6 +78,13 @@ class ExtentConfig:
             raise InputError(
                 f"Expected scope.extent.radii to begin with 0, the patch alone, got {self.radii}: add it, or set null."
             )
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """The settings that this donor does not read, and in words what would."""
+        readers = {"n_donors": Donor.images, "blur_patches": Donor.blur}
+        others = {name: donor.name for name, donor in readers.items() if donor is not self.donor}
+        return {name: f"by scope.extent.donor={donor} alone: drop it, or choose that" for name, donor in others.items()}
 
     @property
     def donors_per_patch(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from infoscope.runtime.errors import InputError
-from infoscope.scope.config import ExtentConfig
+from infoscope.scope.config import POOL_IMAGES, Donor, ExtentConfig
 
 FIRST_RADII = (0, 1, 2, 3, 5, 8, 13, 21, 34)
 """Radii in patches that are measured by default, as far as they go."""
@@ -20,17 +20,30 @@ class Design:
     n_images: of each latent's top images.
     n_donors: for each patch.
     radii: in patches, ascending from 0.
+    n_plain: pictures without a window that are encoded for each image: itself, and its donor where that is it, blurred.
+    n_pool: pictures from which all images draw donors.
     """
 
     n_latents: int
     n_images: int
     n_donors: int
     radii: tuple[int, ...]
+    n_plain: int
+    n_pool: int
 
     @property
     def n_forwards(self) -> int:
         """Pictures that are encoded at most; fewer where latents peak at the same patch of an image."""
-        return self.n_latents * self.n_images * (1 + 2 * self.n_donors * len(self.radii))
+        n_windows = 2 * self.n_donors * len(self.radii)
+        return self.n_latents * self.n_images * (self.n_plain + n_windows) + self.n_pool
+
+    @property
+    def words(self) -> str:
+        """What is measured of a latent, for display."""
+        images, donors = (
+            f"{n} {name}{'s' * (n > 1)}" for n, name in ((self.n_images, "image"), (self.n_donors, "donor"))
+        )
+        return f"{images}, {donors}, radii {', '.join(map(str, self.radii))}"
 
 
 def choose_radii(grid: int, wanted: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -50,11 +63,8 @@ def choose_radii(grid: int, wanted: Sequence[int] | None = None) -> tuple[int, .
     return tuple(wanted)
 
 
-def choose_design(d_sae: int, grid: int, n_ranks: int, config: ExtentConfig) -> Design:
-    """Return as much of what is wanted as the budget allows.
-
-    Given up in this order until the windows fit: donors down to 2, images down to 2, every other radius down to 3
-    (never the first or the last), the second donor, the second image, latents.
+def wish_design(d_sae: int, grid: int, n_ranks: int, config: ExtentConfig) -> Design:
+    """Return all that is wanted, whatever it costs.
 
     Args:
         d_sae: latents of the SAE.
@@ -63,10 +73,30 @@ def choose_design(d_sae: int, grid: int, n_ranks: int, config: ExtentConfig) -> 
     Raises:
         InputError: as `choose_radii`.
     """
-    radii = choose_radii(grid, config.radii)
-    n_latents = d_sae if config.n_latents is None else min(config.n_latents, d_sae)
-    design = Design(n_latents, min(config.n_images, n_ranks), config.donors_per_patch, radii)
-    while design.n_forwards > config.budget_images:
+    return Design(
+        n_latents=min(config.n_latents or d_sae, d_sae),
+        n_images=min(config.n_images, n_ranks),
+        n_donors=config.donors_per_patch,
+        radii=choose_radii(grid, config.radii),
+        n_plain=2 if config.donor is Donor.blur else 1,
+        n_pool={Donor.images: POOL_IMAGES, Donor.mean: 1, Donor.blur: 0}[config.donor],
+    )
+
+
+def choose_design(d_sae: int, grid: int, n_ranks: int, config: ExtentConfig) -> Design:
+    """Return as much of what is wanted as the budget allows.
+
+    Given up in this order until the windows fit: donors down to 2, images down to 2, every other radius down to 3
+    (never the first or the last), the second donor, the second image, latents.
+
+    Args:
+        d_sae, n_ranks: as of `wish_design`.
+
+    Raises:
+        InputError: as `choose_radii`; the budget is too small for a single latent.
+    """
+    design, budget = wish_design(d_sae, grid, n_ranks, config), config.budget_images
+    while design.n_forwards > budget:
         if design.n_donors > 2:
             design = replace(design, n_donors=design.n_donors - 1)
         elif design.n_images > 2:
@@ -78,6 +108,23 @@ def choose_design(d_sae: int, grid: int, n_ranks: int, config: ExtentConfig) -> 
         elif design.n_images > 1:
             design = replace(design, n_images=1)
         else:
-            each = design.n_forwards // design.n_latents
-            return replace(design, n_latents=max(1, config.budget_images // each))
+            one = replace(design, n_latents=1)
+            if one.n_forwards > budget:
+                raise InputError(
+                    f"Expected scope.extent.budget_images to be at least {one.n_forwards}, which the windows of one"
+                    f" latent take, got {budget}: raise it."
+                )
+            return replace(design, n_latents=(budget - design.n_pool) // (one.n_forwards - design.n_pool))
     return design
+
+
+def say_design(d_sae: int, wanted: Design, design: Design, budget: int) -> str:
+    """Return in a sentence what is measured of an SAE's latents, and what of it the budget has left out."""
+    n = f"all {d_sae:,}" if design.n_latents == d_sae else f"{design.n_latents:,} of {d_sae:,}"
+    text = f"{design.words}; {n} latents: at most {design.n_forwards:,} pictures per SAE seed"
+    if design == wanted:
+        return f"{text}."
+    return (
+        f"{text}. Wanted were {wanted.words} of {wanted.n_latents:,} latents ({wanted.n_forwards:,} pictures), more"
+        f" than scope.extent.budget_images={budget:,} allows."
+    )

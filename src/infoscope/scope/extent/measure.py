@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,14 @@ from torch import Tensor
 
 from infoscope.data.images import ImageBatch, ImageSet
 from infoscope.data.reader import open_images
-from infoscope.runtime.errors import InputError
-from infoscope.runtime.parts import Part, compute_parts, cut_images
+from infoscope.runtime.parts import N_PARTS, Part, compute_parts, cut
 from infoscope.runtime.progress import Advance, ignore
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, choose_layer
 from infoscope.scope.config import Donor, ExtentConfig
 from infoscope.scope.extent.design import Design, choose_design
 from infoscope.scope.extent.result import SPOILED, ExtentResult
-from infoscope.scope.extent.windows import Donors, blur, compose, make_windows, read_pool
+from infoscope.scope.extent.windows import Donors, blur, check_donors, compose, make_windows, read_pool
 from infoscope.scope.maps import WantedMaps, encode_pairs
 from infoscope.scope.ranking import Ranking
 from infoscope.vision.backbone import Backbone
@@ -60,22 +60,18 @@ def measure_extent(
     layer = choose_layer(sae, backbone, layer, check_origin)
     ranking.check(sae.d_sae, 1)
     design = choose_design(sae.d_sae, backbone.grid, ranking.k_max, config)
-    if config.donor is Donor.images and len(image_set) <= design.n_donors:
-        raise InputError(
-            f"Expected more images than scope.extent.n_donors={design.n_donors}, of which none is its own donor, got"
-            f" {len(image_set)}: lower it, or use scope.extent.donor=blur."
-        )
+    check_donors(len(image_set), config)
     top_images = _choose_images(ranking, design, config.seed)
     wanted = WantedMaps(sae, np.arange(sae.d_sae), top_images)
     images = np.unique(top_images[top_images >= 0])
-    parts = cut_images(len(images))
+    parts = cut(len(images), max(1, ceil(len(images) / N_PARTS)))
     result = _make_room(backbone.grid, top_images, design)
-    n_encoded = 0
+    n_encoded = min(design.n_pool, len(image_set))
     with open_images(image_set, backbone.image_px, n_workers=n_readers, device=backbone.mean.device) as reader:
 
         @cache
         def open_windows() -> _Windows:  # not where all parts are there
-            index, pictures = read_pool(reader, len(image_set), config)
+            index, pictures = read_pool(image_set, backbone.image_px, config)
             pictures = pictures.to(backbone.mean.device)
             tokens = [backbone.tokens(some, layer).patches for some in pictures.split(batch_images) if len(some)]
             pool = Donors(index, pictures, torch.cat(tokens) if tokens else torch.zeros(0))
@@ -83,7 +79,7 @@ def measure_extent(
 
         def measure(number: int) -> Part:
             some, first = images[parts[number]], parts[number].start
-            found, windows = [], open_windows()  # which reads too, and a reader gives one reading at a time
+            windows, found = open_windows(), []
             for batch in reader.read(some, batch_images):
                 found.append(windows.measure(batch))
                 progress(first + int(np.searchsorted(some, batch.index.numpy()[-1], side="right")), len(images))
@@ -174,7 +170,7 @@ class _Windows:
         sites = _Sites.find(slots, patches, peaks > 0, tokens.shape[1])
         donors = self._blur(index, images) if self.config.donor is Donor.blur else self.pool
         chosen, own = self._draw(donors, index, sites, latents[sites.pairs], peaks[sites.pairs])
-        n_encoded = len(index) * (2 if donors is not self.pool else 1)
+        n_encoded = len(index) * self.design.n_plain
         found = {"donor": own}
         for name, is_kept in (("kept", True), ("replaced", False)):
             found[name] = self._fire(images, donors, chosen, sites, latents[sites.pairs], is_kept)
@@ -240,18 +236,13 @@ class _Windows:
         latents: Int[np.ndarray, " n"],
     ) -> Float[np.ndarray, "n n_candidates"]:
         """Return how strongly each latent fires at its site's patch in each candidate."""
-        n, own = candidates.shape[1], [np.zeros((0, candidates.shape[1]), np.float32)]
-        n_at_once = max(1, _MAX_POOL_ACTS // (n * self.wanted.sae.d_sae))
+        n_at_once = max(1, _MAX_POOL_ACTS // (candidates.shape[1] * self.wanted.sae.d_sae))
+        own = [np.zeros((0, candidates.shape[1]), np.float32)]
         for start in range(0, len(sites), n_at_once):
             some = slice(start, start + n_at_once)
             pairs = slice(*np.searchsorted(sites.site, [some.start, some.stop]))
-            tokens = donors.tokens[candidates[some], sites.patch[some, None]].flatten(0, 1)[:, None]
-            slots = (sites.site[pairs, None] - start) * n + np.arange(n)
-            order = np.argsort(slots, axis=None, kind="stable")
-            acts = np.empty(slots.size, np.float32)
-            of_all = np.repeat(latents[pairs], n)
-            acts[order] = self._encode(tokens, slots.ravel()[order], of_all[order])[:, 0].cpu().numpy()
-            own.append(acts.reshape(slots.shape))
+            tokens = donors.tokens[candidates[some], sites.patch[some, None]]
+            own.append(self._encode(tokens, sites.site[pairs] - start, latents[pairs]).cpu().numpy())
         return np.concatenate(own)
 
     def _fire(

@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from infoscope.data.reader import ImageReader
-from infoscope.scope.config import Donor, ExtentConfig
-
-POOL_IMAGES = 32
-"""Images from which donors are drawn, and of which the mean colour is taken (ours)."""
+from infoscope.data.config import SKIP
+from infoscope.data.images import ImageSet
+from infoscope.data.reader import open_images
+from infoscope.runtime.errors import InputError
+from infoscope.scope.config import POOL_IMAGES, Donor, ExtentConfig
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,49 @@ class Donors:
     tokens: Float[Tensor, "n n_patches d_in"]
 
 
-def read_pool(reader: ImageReader, n_images: int, config: ExtentConfig) -> tuple[Int[np.ndarray, " n"], Tensor]:
-    """Return the pictures uint8 [n, 3, px, px] that all images draw donors from, and which image of the set each is.
+def read_pool(
+    image_set: ImageSet, size_px: int, config: ExtentConfig
+) -> tuple[Int[np.ndarray, " n"], UInt8[Tensor, "n 3 px px"]]:
+    """Return the pictures that all images draw donors from, and which image of the set each is.
 
-    Of donor=mean it is one picture of the mean colour of such a pool, which is no image (-1); of donor=blur none.
+    They are drawn from all images that can be read. Of donor=mean it is one picture of the mean colour of such a pool,
+    which is no image (-1); of donor=blur none.
+
+    Raises:
+        InputError: fewer images can be read than donors are wanted of other images.
     """
     if config.donor is Donor.blur:
-        return np.zeros(0, dtype=np.int64), torch.zeros(0, 3, reader.size_px, reader.size_px, dtype=torch.uint8)
-    index = np.sort(np.random.default_rng([config.seed, 1]).permutation(n_images)[:POOL_IMAGES])
-    pictures = torch.cat([batch.images for batch in reader.read(index, POOL_IMAGES)])
+        return np.zeros(0, dtype=np.int64), torch.zeros(0, 3, size_px, size_px, dtype=torch.uint8)
+    order, read = np.random.default_rng([config.seed, 1]).permutation(len(image_set)), []
+    n_missing, n_asked = POOL_IMAGES, 0
+    with open_images(image_set, size_px, SKIP) as reader:
+        while n_missing and n_asked < len(order):
+            found = list(reader.read(order[n_asked : n_asked + n_missing], POOL_IMAGES))
+            n_asked += n_missing
+            n_missing -= sum(len(batch.index) for batch in found)
+            read += found
+    n_read = POOL_IMAGES - n_missing
+    check_donors(n_read, config)
+    index, pictures = (torch.cat([getattr(batch, name) for batch in read]) for name in ("index", "images"))
     if config.donor is Donor.mean:
         colour = pictures.double().mean(dim=(0, 2, 3)).round().byte()
         return np.array([-1]), colour.view(1, 3, 1, 1).expand(1, *pictures.shape[1:])
-    return index, pictures
+    order = index.argsort()
+    return index[order].numpy(), pictures[order]
+
+
+def check_donors(n_images: int, config: ExtentConfig) -> None:
+    """Refuse fewer images than donors, of which none is its own.
+
+    Raises:
+        InputError: so few.
+    """
+    needed = config.n_donors + 1 if config.donor is Donor.images else 1 if config.donor is Donor.mean else 0
+    if n_images < needed:
+        raise InputError(
+            f"Expected more images than scope.extent.n_donors={config.n_donors}, of which none is its own donor, got"
+            f" {n_images}: lower it, or use scope.extent.donor=blur."
+        )
 
 
 def blur(image: UInt8[Tensor, "3 px px"], sd_px: float) -> UInt8[Tensor, "3 px px"]:

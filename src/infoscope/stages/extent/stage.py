@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import Key, Needs, SeedStage, Work
+from infoscope.pipeline.stage import Key, Needs, Node, SeedStage, Work
 from infoscope.report.section import ReportSection
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
-from infoscope.scope.extent.design import Design, choose_design
+from infoscope.scope.extent.design import Design, choose_design, say_design, wish_design
 from infoscope.scope.extent.measure import measure_extent
 from infoscope.scope.extent.result import ExtentResult
+from infoscope.scope.extent.windows import check_donors
 from infoscope.stages.backbone import compile_backbone, fingerprint_model, hook_of, load_backbone
+from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.extent.section import make_extent_section
-from infoscope.stages.images import fingerprint_images, open_split, scenes_of
+from infoscope.stages.images import count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.latents import join_latents
 from infoscope.stages.publish import PublishedPart
 from infoscope.stages.rank import Rank
@@ -27,7 +29,7 @@ class Extent(PublishedPart, SeedStage[ExtentResult]):
     """The activations of each latent of a seed under windows that are kept or replaced."""
 
     kind, holds = "extent", ExtentResult
-    is_optional = True
+    is_optional = in_report_at_hand = True
 
     def needs(self, ctx: Context, seed: int) -> Needs:
         scenes = scenes_of(ctx, ctx.config.data)
@@ -43,8 +45,13 @@ class Extent(PublishedPart, SeedStage[ExtentResult]):
             "extent": ctx.config.scope.extent.cache_key_fields(),
         }
 
+    def goals(self, ctx: Context) -> list[Node]:
+        others = (stage.at(ctx, seed) for stage in (Score, Confounds) for seed in ctx.config.seeds)
+        return [*super().goals(ctx), *others]
+
     def check(self, ctx: Context, seed: int) -> None:
         design_of(ctx)
+        check_donors(count_images(ctx, "train"), ctx.config.scope.extent)
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> ExtentResult:
         backbone, scope = load_backbone(ctx), ctx.config.scope
@@ -72,6 +79,7 @@ class Extent(PublishedPart, SeedStage[ExtentResult]):
             [name, design.n_latents, design.n_images, design.n_donors, list(design.radii)],
             forwards=design.n_forwards,
             is_bound=True,
+            says=f"Windows: {describe_design(ctx)}",
         )
 
     def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
@@ -89,10 +97,17 @@ def design_of(ctx: Context) -> Design:
     """Return which windows are measured of each SAE seed.
 
     Raises:
-        InputError: a radius covers the grid.
+        InputError: as `choose_design`.
     """
     scope = ctx.config.scope
     return choose_design(count_latents(ctx), find_sizes(ctx).grid, scope.n_ranks, scope.extent)
+
+
+def describe_design(ctx: Context) -> str:
+    """Return the same in a sentence, and what the budget has left out."""
+    scope, d_sae = ctx.config.scope, count_latents(ctx)
+    wanted = wish_design(d_sae, find_sizes(ctx).grid, scope.n_ranks, scope.extent)
+    return say_design(d_sae, wanted, design_of(ctx), scope.extent.budget_images)
 
 
 def list_columns(found: ExtentResult) -> Iterator[LatentColumn]:

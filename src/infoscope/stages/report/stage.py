@@ -27,7 +27,13 @@ NO_EXPLORER = "To look at every feature with its images and maps in a browser: t
 def load_parts(ctx: Context) -> dict[str, Stage]:
     """Return the stages that have a part in the report, by name, in the order of the registry."""
     stages = {entry.name: entry.load()() for entry in registry.STAGES if entry.name != ctx.config.stage.name}
-    return {name: stage for name, stage in stages.items() if stage.in_report and stage.applies(ctx)}
+    return {
+        name: stage
+        for name, stage in stages.items()
+        if stage.in_report
+        and stage.applies(ctx)
+        and (not stage.in_report_at_hand or all(stage.at(ctx, seed).find() for seed in ctx.config.seeds))
+    }
 
 
 class Report(Published):
