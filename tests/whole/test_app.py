@@ -157,7 +157,7 @@ def test_a_wrong_configuration_is_one_line(infoscope: CommandLine, arguments: li
     [
         (
             "k_cds: 4\nkk: 3\n",
-            ["'scope.kk' (in scope/mine.yaml)", "expected one of batch_images, diagonal, emd, k_cds"],
+            ["'scope.kk' (in scope/mine.yaml)", "expected one of batch_images, diagonal, emd, extent, k_cds"],
         ),
         ("k_cds: many\n", ["scope.k_cds (in scope/mine.yaml): expected a whole number, got 'many'"]),
         ("emd: fast\n", ["scope.emd (in scope/mine.yaml): expected one of exact, sinkhorn, got 'fast'"]),

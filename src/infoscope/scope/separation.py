@@ -137,20 +137,30 @@ def find_best_cut(
 def compute_separation(
     cds: Float[np.ndarray, " d_sae"], confounds: ConfoundResult, n_bootstrap: int = 1000, seed: int = 0
 ) -> Mapping[str, Mapping[str, Auroc]]:
+    """Return {subset: {score: AUROC}} of the CDS and of the other `SCORES`, see `separate`."""
+    scores = {"cds": cds, **{name: getattr(confounds.properties, name) for name in SCORES[1:]}}
+    return separate(scores, confounds, n_bootstrap, seed)
+
+
+def separate(
+    scores: Mapping[str, Float[np.ndarray, " d_sae"]],
+    confounds: ConfoundResult,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> Mapping[str, Mapping[str, Auroc]]:
     """Return {subset: {score: AUROC}}, known-global latents being the positive ones, in `BROAD` known-broad ones.
 
-    Only latents with a CDS take part, so that all scores are compared on the same ones. The matched subset is one
-    seeded draw of equally many from both groups in each bin of firing rate.
+    Only latents that have every score (none is NaN) take part, so that all scores are compared on the same ones. The
+    matched subset is one seeded draw of equally many from both groups in each bin of firing rate.
     """
-    properties = confounds.properties
-    scored = np.isfinite(cds)
-    known_global, known_local = confounds.known_global & scored, confounds.known_local & scored
-    known_broad, compact, diffuse = confounds.known_broad & scored, confounds.compact, confounds.diffuse
+    known = np.logical_and.reduce([np.isfinite(values) for values in scores.values()])
+    known_global, known_local = confounds.known_global & known, confounds.known_local & known
+    known_broad, compact, diffuse = confounds.known_broad & known, confounds.compact, confounds.diffuse
     subsets = {
         "all": (known_global, known_local),
         "compact": (known_global & compact, known_local & compact),
         "diffuse": (known_global & diffuse, known_local & diffuse),
-        "matched": match_frequency(known_global, known_local, properties.firing_rate, seed),
+        "matched": match_frequency(known_global, known_local, confounds.properties.firing_rate, seed),
     }
     if confounds.fact_effects:
         subsets |= {
@@ -158,7 +168,6 @@ def compute_separation(
             "broad_compact": (known_broad & compact, known_local & compact),
             "broad_diffuse": (known_broad & diffuse, known_local & diffuse),
         }
-    scores = {"cds": cds, **{name: getattr(properties, name) for name in SCORES[1:]}}
     return {
         subset: {name: compute_auroc(values, positive, negative, n_bootstrap, seed) for name, values in scores.items()}
         for subset, (positive, negative) in subsets.items()

@@ -1,20 +1,30 @@
-"""Extents of planted backbones in closed form."""
+"""Extents of planted backbones in closed form, and what donors, parts and batches change."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+from PIL import Image
 
+from infoscope.data.config import SKIP
 from infoscope.data.pictures import Pictures
-from infoscope.scope.config import ExtentConfig
+from infoscope.runtime.errors import InputError
+from infoscope.scope.config import Donor, ExtentConfig
+from infoscope.scope.extent import measure as measuring
 from infoscope.scope.extent.measure import measure_extent
+from infoscope.scope.extent.windows import blur
 from infoscope.scope.ranking import ImageTokens
-from infoscope.vision.planted import LocalSum
-from tests.support.scope_samples import make_sae, rank
+from infoscope.vision.planted import LIGHT_ANCHORS, LocalSum, PlantedRegisters
+from tests.support.scope_samples import make_noise, make_reading_sae, make_sae, rank
 
 GRID, PATCH_PX = 12, 2
+SIDE = GRID * PATCH_PX
+DARK = np.full((8, SIDE, SIDE, 3), 1, np.uint8)
 
 
-def make_spots(n, spot=200, ground=20, side=GRID * PATCH_PX):
+def make_spots(n, spot=200, ground=20, side=SIDE):
     """Even pictures of a ground with one bright patch each, where sums around it are largest."""
     pictures = np.full((n, side, side, 3), ground, np.uint8)
     for i, picture in enumerate(pictures):
@@ -23,10 +33,26 @@ def make_spots(n, spot=200, ground=20, side=GRID * PATCH_PX):
     return pictures
 
 
-def measure(backbone, pictures, **options):
-    images, sae = Pictures(list(pictures)), make_sae(backbone.d_in)
-    ranking = rank(sae, ImageTokens(backbone, images, -2), 4)
-    return measure_extent(backbone, sae, images, ranking, ExtentConfig(**options), layer=-2, batch_images=7)
+def measure(backbone, pictures, sae=None, k_max=4, batch_images=7, folder=None, **options):
+    images = pictures if isinstance(pictures, Pictures) else Pictures(list(pictures))
+    sae = make_sae(backbone.d_in) if sae is None else sae
+    ranking = rank(sae, ImageTokens(backbone, images, -2), k_max)
+    backbone.n_images_encoded = 0
+    return measure_extent(
+        backbone,
+        sae,
+        images,
+        ranking,
+        ExtentConfig(**options),
+        layer=-2,
+        batch_images=batch_images,
+        progress_folder=folder,
+    )
+
+
+def assert_same(one, other):
+    for name, values in vars(one).items():
+        np.testing.assert_array_equal(values, vars(other)[name], name)
 
 
 def test_a_context_free_feature_has_extent_and_context_effect_0():
@@ -38,17 +64,86 @@ def test_a_context_free_feature_has_extent_and_context_effect_0():
     assert found.n_valid.tolist() == [3, 3, 3]
 
 
+@pytest.mark.parametrize("reach", [1, 2])
+def test_sums_around_patches_are_those_of_numpy(reach):
+    """Random pictures, half of them dark; in some a corner or a border is bright."""
+    grid, radii, rng = 7, [0, 1, 2], np.random.default_rng(reach)
+    levels = rng.integers(0, [[[[40]]]] * 8 + [[[[160]]]] * 8, (16, grid, grid, 3))
+    levels[:3] = 0
+    levels[0, 0, 0] = levels[1, -1, -1] = levels[2, 3, -1] = 250
+    pictures = levels.repeat(PATCH_PX, 1).repeat(PATCH_PX, 2).astype(np.uint8)
+    found = measure(LocalSum(grid, PATCH_PX, reach), pictures, k_max=16, n_images=16, n_donors=3, radii=radii)
+
+    def sum_around(values, row, column, r=reach):
+        rows, columns = (slice(max(0, at - r), at + r + 1) for at in (row, column))
+        return PATCH_PX**2 * values[rows, columns].sum()
+
+    assert 0 in found.patches
+    for latent, rank_ in np.ndindex(found.images.shape):
+        own = levels[found.images[latent, rank_], ..., latent]
+        sums = [[sum_around(own, row, column) for column in range(grid)] for row in range(grid)]
+        patch = found.patches[latent, rank_]
+        assert (patch, found.whole[latent, rank_]) == (np.argmax(sums), np.max(sums))
+        row, column = divmod(patch, grid)
+        near = np.maximum(*np.abs(np.mgrid[:grid, :grid] - np.array([row, column])[:, None, None]))
+        for donor in range(3):
+            excited = found.donor[latent, rank_, donor]
+            others = [i for i in range(16) if sum_around(levels[i, ..., latent], row, column) == excited]
+            assert others
+            assert found.images[latent, rank_] not in others
+            other = levels[others[0], ..., latent]
+            for place, r in enumerate(radii):
+                kept, replaced = np.where(near <= r, own, other), np.where(near <= r, other, own)
+                index = place, latent, rank_, donor
+                assert len(others) > 1 or found.kept[index] == sum_around(kept, row, column)
+                assert len(others) > 1 or found.replaced[index] == sum_around(replaced, row, column)
+    assert (found.response[reach:] == 1).all()  # no donor counts where the window holds all that the patch sees
+    assert (found.extent <= 2 * reach / (grid - 1)).all()
+
+
 def test_a_sum_over_the_grid_in_even_pictures_has_the_share_of_patches():
-    side = GRID * PATCH_PX
-    pictures = np.zeros((9, side, side, 3), np.uint8)
-    pictures[0] = 100  # the best image of each latent; donors are dark
-    pictures[1:] = 1
-    found = measure(LocalSum(GRID, PATCH_PX, reach=GRID - 1), pictures, n_images=1, radii=[0, 1, 2, 3, 5])
-    row, column = np.divmod(found.patches[0, 0], GRID)
-    sides = [[min(at + r, GRID - 1) - max(at - r, 0) + 1 for at in (row, column)] for r in found.radii]
-    share = np.array([float(Fraction(int(h * w), GRID**2)) for h, w in sides])
+    pictures = np.concatenate([np.full((1, SIDE, SIDE, 3), 100, np.uint8), DARK])
+    options = {"n_images": 1, "radii": [0, 1, 2, 3, 5]}
+    found = measure(LocalSum(GRID, PATCH_PX, reach=GRID // 2), pictures, **options)
+    assert found.patches.tolist() == [[5 * GRID + 5]] * 3  # the first one that sees all
+    share = np.array([float(Fraction((2 * r + 1) ** 2, GRID**2)) for r in found.radii])
     np.testing.assert_allclose(found.response, np.repeat(share[:, None], 3, 1), atol=1e-9)
     np.testing.assert_allclose(found.response_without, 1 - found.response, atol=1e-9)
+    half = 3 + (5 - 3) * Fraction(72 - 49, 121 - 49)  # between 49 and 121 of 144 patches
+    np.testing.assert_allclose(found.extent, float(2 * half / (GRID - 1)), atol=1e-9)
+    of_context = Fraction(143**2 + 143**2, 2) / (Fraction(143**2 + 143**2, 2) + Fraction(2**2, 4))
+    np.testing.assert_allclose(found.context_effect, float(of_context), atol=1e-9)
+    corner = measure(LocalSum(GRID, PATCH_PX, reach=GRID - 1), pictures, **options)
+    assert corner.patches.tolist() == [[0]] * 3  # all patches see all
+    np.testing.assert_allclose(corner.response, np.square(corner.radii + 1)[:, None] / 144 * np.ones(3), atol=1e-9)
+    assert corner.extent.tolist() == [1, 1, 1]
+
+
+def test_a_sum_over_the_grid_above_a_threshold_has_extent_1():
+    """It fires only where almost the whole picture speaks, so that no window smaller than the grid is enough."""
+    pictures = np.concatenate([np.full((1, SIDE, SIDE, 3), 100, np.uint8), 0 * DARK])
+    sae = make_sae(3)
+    with torch.no_grad():
+        sae.b_enc.fill_(-0.875 * SIDE**2 * 100)  # 126 of 144 patches, more than a window of 11 x 11
+    found = measure(LocalSum(GRID, PATCH_PX, reach=GRID // 2), pictures, sae, n_images=1)
+    np.testing.assert_allclose(found.response, 0, atol=1e-9)
+    np.testing.assert_allclose(found.extent, 1, atol=1e-9)
+    # 18 patches above the threshold, 17 without its own one, and nothing in the donor's context
+    within = Fraction(18**2 + 17**2, 2)
+    np.testing.assert_allclose(found.context_effect, float(within / (within + Fraction(1, 4))), atol=1e-9)
+
+
+def test_a_planted_register_has_extent_1_and_its_context_effect():
+    """Whatever window is replaced, the register leaps: of the four cells one alone fires."""
+    backbone = PlantedRegisters(grid=GRID, patch_px=PATCH_PX)
+    pictures = make_noise(12, SIDE, seed=3)
+    for i, picture in enumerate(pictures):
+        picture[:PATCH_PX] = np.array(list(LIGHT_ANCHORS.values()))[i % 4, 0]
+    found = measure(backbone, pictures, make_reading_sae(backbone.directions), n_images=2, n_donors=1, radii=[0, 5])
+    registers = slice(backbone.n_local, None)
+    np.testing.assert_allclose(found.response[:, registers], 0, atol=1e-9)
+    np.testing.assert_allclose(found.extent[registers], 1, atol=1e-9)
+    np.testing.assert_allclose(found.context_effect[registers], 2 / 3, atol=1e-9)
 
 
 def test_few_latents_are_drawn_and_measured_as_among_all():
@@ -59,3 +154,129 @@ def test_few_latents_are_drawn_and_measured_as_among_all():
     assert measured.sum() == 2
     np.testing.assert_array_equal(drawn.extent[measured], everything.extent[measured])
     assert (drawn.images[~measured] == -1).all()
+
+
+def test_a_tiny_budget_draws_latents_by_its_seed_from_those_that_fire():
+    pictures, one = np.concatenate([make_spots(4), DARK]), 1 + 2 * 6  # of six radii, one donor
+    pictures[..., 2] = 0
+    chosen = set()
+    for seed in range(6):
+        found = measure(LocalSum(GRID, PATCH_PX), pictures, budget_images=32 + one, seed=seed, radii=[0, 1, 2, 3, 4, 5])
+        (latent,) = np.flatnonzero((found.images >= 0).any(axis=1))
+        chosen.add(int(latent))
+        assert np.isnan(np.delete(found.extent, latent)).all()
+    assert chosen == {0, 1}
+
+
+def test_dead_latents_have_no_extent():
+    pictures = np.concatenate([make_spots(4), DARK])
+    pictures[..., 1] = 0
+    found = measure(LocalSum(GRID, PATCH_PX), pictures)
+    assert np.isnan(found.extent).tolist() == np.isnan(found.context_effect).tolist() == [False, True, False]
+    assert found.n_valid.tolist() == [3, 0, 3]
+    nothing = measure(LocalSum(GRID, PATCH_PX), 0 * pictures)
+    assert np.isnan(nothing.extent).all()
+
+
+def test_a_donor_that_fires_itself_is_drawn_again_where_there_is_another():
+    evenly = np.full((6, SIDE, SIDE, 3), 90, np.uint8)
+    bright, half = (
+        make_spots(3, 150, ground=100),
+        measure(LocalSum(GRID, PATCH_PX, 0), [*make_spots(3, 100, 80), *evenly]),
+    )
+    assert half.n_valid.tolist() == [0, 0, 0]  # every donor has 0.9 of it
+    assert np.isnan(half.extent).all()
+    assert np.isnan(half.response).all()
+    evenly[1] = 10
+    other = measure(LocalSum(GRID, PATCH_PX, 0), [*bright, *evenly], n_donors=1)
+    np.testing.assert_array_equal(other.donor, 10 * PATCH_PX**2)
+    two = measure(LocalSum(GRID, PATCH_PX, 0), [*make_spots(3, 100, 80), *evenly], n_donors=2)
+    assert (two.valid.sum(axis=2) == 1).all()
+    np.testing.assert_array_equal(two.extent, 0)
+
+
+def test_no_image_is_its_own_donor():
+    pictures = np.stack([np.full((SIDE, SIDE, 3), 10 + i, np.uint8) for i in range(6)])
+    found = measure(LocalSum(GRID, PATCH_PX, 0), pictures, n_donors=5)
+    level = found.donor / PATCH_PX**2 - 10
+    for latent, rank_ in np.ndindex(found.images.shape):
+        assert sorted(level[latent, rank_]) == sorted({*range(6)} - {found.images[latent, rank_]})
+    with pytest.raises(InputError, match=r"more images than scope.extent.n_donors=6, .* got 6: lower it"):
+        measure(LocalSum(GRID, PATCH_PX, 0), pictures, n_donors=6)
+
+
+def test_the_mean_colour_is_a_donor():
+    pictures = np.concatenate([make_spots(3), DARK])
+    found = measure(LocalSum(GRID, PATCH_PX, 0), pictures, donor=Donor.mean, n_images=2)
+    assert found.donor.shape == (3, 2, 1)
+    np.testing.assert_array_equal(found.donor, PATCH_PX**2 * np.round(pictures.mean()))
+    np.testing.assert_array_equal(found.extent, 0)
+
+
+def test_the_image_itself_is_a_donor_blurred():
+    pictures = np.concatenate([make_spots(3, ground=0), DARK])
+    backbone = LocalSum(GRID, PATCH_PX, 0)
+    found = measure(backbone, pictures, donor=Donor.blur, blur_patches=1.5, n_images=2)
+    assert backbone.n_images_encoded == found.n_encoded
+    tokens = backbone.tokens(blur(torch.from_numpy(pictures).permute(0, 3, 1, 2), 1.5 * PATCH_PX), -2).patches.numpy()
+    np.testing.assert_array_equal(found.donor[..., 0], tokens[found.images, found.patches, 0])
+    np.testing.assert_allclose(found.response, 1, atol=1e-9)
+
+
+def test_pictures_are_counted_and_bounded():
+    backbone, pictures = LocalSum(GRID, PATCH_PX), make_noise(12, SIDE)
+    for options in ({}, {"donor": Donor.mean}, {"donor": Donor.blur}, {"n_donors": 3, "radii": [0, 4]}):
+        found = measure(backbone, pictures, n_images=4, **options)
+        assert backbone.n_images_encoded == found.n_encoded
+        design = measuring.choose_design(3, GRID, 4, ExtentConfig(n_images=4, **options))
+        assert found.n_encoded <= design.n_forwards
+    shared = measure(backbone, pictures[:, :, :, :1].repeat(3, 3), n_images=4)
+    assert shared.n_encoded == 12 + 4 * (1 + 2 * 2 * len(shared.radii))  # all three latents share their windows
+
+
+def test_batches_change_nothing_and_interrupted_parts_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "N_PARTS", 3)
+    backbone, pictures = LocalSum(GRID, PATCH_PX, 2), make_noise(14, SIDE)
+    whole, other = measure(backbone, pictures), measure(backbone, pictures, batch_images=64)
+    np.testing.assert_allclose(other.response, whole.response, atol=1e-6)
+    np.testing.assert_array_equal(other.patches, whole.patches)
+    assert_same(measure(backbone, pictures, folder=tmp_path), whole)
+    parts = sorted(tmp_path.iterdir())
+    assert len(parts) == 3
+    parts[1].unlink()
+    assert_same(measure(backbone, pictures, folder=tmp_path), whole)
+    assert 14 < backbone.n_images_encoded < whole.n_encoded
+    measure(backbone, pictures, folder=tmp_path)
+    assert backbone.n_images_encoded == 0  # not even the donors
+
+
+def test_a_grid_of_3_has_the_patch_alone():
+    pictures = np.concatenate([np.full((4, 6, 6, 3), 90, np.uint8), DARK[:, :6, :6]])
+    for reach, extent in ((0, 0), (1, 1)):
+        found = measure(LocalSum(3, PATCH_PX, reach), pictures)
+        assert found.radii.tolist() == [0]
+        assert found.extent.tolist() == [extent] * 3
+
+
+def test_images_that_cannot_be_read_are_no_donors(tmp_path: Path):
+    pictures = np.concatenate([make_spots(4), DARK])
+    files = [tmp_path / f"{i:02d}.png" for i in range(len(pictures))]
+    for file, picture in zip(files, pictures, strict=True):
+        Image.fromarray(picture).save(file)
+    images = Pictures(files, on_error=SKIP)
+    found = measure(LocalSum(GRID, PATCH_PX, 0), images)
+    for file in files[7:]:
+        file.write_bytes(b"no picture")
+    again = measure_extent(
+        LocalSum(GRID, PATCH_PX, 0),
+        make_sae(3),
+        images,
+        rank(make_sae(3), ImageTokens(LocalSum(GRID, PATCH_PX, 0), Pictures(list(pictures)), -2), 4),
+        ExtentConfig(),
+        layer=-2,
+    )
+    np.testing.assert_array_equal(again.extent, found.extent)
+    for file in files[1:]:
+        file.unlink(missing_ok=True)
+    with pytest.raises(InputError, match=r"n_donors=2, of which none is its own donor, got 1"):
+        measuring.read_pool(images, SIDE, ExtentConfig())

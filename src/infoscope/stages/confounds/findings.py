@@ -41,13 +41,14 @@ def _write_auroc(found: Separation) -> str:
     value = found.auroc["cds"].mean
     if not math.isfinite(value):
         return f"no AUROC ({sizes})"
-    return f"AUROC {value:.2f} (95 % interval {found.interval[0]:.2f} to {found.interval[1]:.2f}; {sizes})"
+    low, high = found.intervals["cds"]
+    return f"AUROC {value:.2f} (95 % interval {low:.2f} to {high:.2f}; {sizes})"
 
 
 def _judge(found: Separation) -> str:
     if found.is_small:
         return "too few to say anything"
-    low, high = found.interval
+    low, high = found.intervals["cds"]
     if low > 0.5:
         return "it ranks known-global features higher"
     return "it ranks them the wrong way round" if high < 0.5 else "it does not tell them apart"

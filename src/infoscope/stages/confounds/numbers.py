@@ -13,7 +13,7 @@ from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.cds import mean_of_known
 from infoscope.scope.confounds import ConfoundResult
 from infoscope.scope.partial_ranks import compute_spearman
-from infoscope.scope.separation import SCORES, Auroc, compute_separation
+from infoscope.scope.separation import Auroc, compute_separation
 from infoscope.stages.score.result import ScopeResult
 
 MIN_GROUP = 10
@@ -73,12 +73,12 @@ class Separation(NamedTuple):
     """How well known-global (in `BROAD` known-broad) features of a subset are separated from known-local ones.
 
     auroc: by score, 0..1; NaN where a group is empty.
-    interval: the middle 95 % of the mean over seeds of the CDS's AUROC; seeds with an empty group are left out.
+    intervals: by score, the middle 95 % of its mean over seeds; seeds with an empty group are left out.
     n_global, n_local: how many features of each kind there are.
     """
 
     auroc: Mapping[str, Stat]
-    interval: tuple[float, float]
+    intervals: Mapping[str, tuple[float, float]]
     n_global: Stat
     n_local: Stat
 
@@ -90,20 +90,29 @@ class Separation(NamedTuple):
 
 def separate(pairs: Pairs) -> dict[str, Separation]:
     """Return how well scores separate the features of each subset; see `compute_separation`."""
-    found = [compute_separation(scope.cds, confounds) for scope, confounds in pairs]
-    return {subset: _join([of_seed[subset] for of_seed in found]) for subset in found[0]}
+    return join_seeds([compute_separation(scope.cds, confounds) for scope, confounds in pairs])
+
+
+def join_seeds(seeds: Sequence[Mapping[str, Mapping[str, Auroc]]]) -> dict[str, Separation]:
+    """Return the mean over SAE seeds of {subset: {score: AUROC}}."""
+    return {subset: _join([of_seed[subset] for of_seed in seeds]) for subset in seeds[0]}
 
 
 def _join(seeds: Sequence[Mapping[str, Auroc]]) -> Separation:
-    ours = [of_seed["cds"] for of_seed in seeds]
-    draws = [one.draws for one in ours if math.isfinite(one.value)]
-    low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975]).tolist() if draws else (math.nan, math.nan)
+    by_score = {score: [of_seed[score] for of_seed in seeds] for score in seeds[0]}
+    first = next(iter(by_score.values()))
     return Separation(
-        {score: compute_stat(of_seed[score].value for of_seed in seeds) for score in SCORES},
-        (low, high),
-        compute_stat(one.n_positive for one in ours),
-        compute_stat(one.n_negative for one in ours),
+        {score: compute_stat(one.value for one in found) for score, found in by_score.items()},
+        {score: _find_interval(found) for score, found in by_score.items()},
+        compute_stat(one.n_positive for one in first),
+        compute_stat(one.n_negative for one in first),
     )
+
+
+def _find_interval(seeds: Sequence[Auroc]) -> tuple[float, float]:
+    draws = [one.draws for one in seeds if math.isfinite(one.value)]
+    low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975]).tolist() if draws else (math.nan, math.nan)
+    return low, high
 
 
 def compute_medians(pairs: Pairs) -> dict[str, tuple[Stat, Stat]]:

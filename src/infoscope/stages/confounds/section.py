@@ -67,8 +67,8 @@ def make_confound_section(pairs: Pairs, latents: Sequence[LatentTable]) -> Repor
             },
             "by_rank": {key: of for key, of in ranks._asdict().items() if key != "n"},
             "auroc": {
-                subset: {**auroc, "cds_interval": interval, "n_global": n_global.mean, "n_local": n_local.mean}
-                for subset, (auroc, interval, n_global, n_local) in separations.items()
+                subset: {**auroc, "cds_interval": intervals["cds"], "n_global": n_global.mean, "n_local": n_local.mean}
+                for subset, (auroc, intervals, n_global, n_local) in separations.items()
             },
             **(summarise_declared(pairs) if has_truth else {}),
             "median_cds": {name: {"mean": of.mean, "sd": of.sd, "n": n.mean} for name, (of, n) in medians.items()},
@@ -150,5 +150,5 @@ def _make_auroc_table(separations: Mapping[str, Separation]) -> Table:
             table.add_section("known-broad in the place of known-global features")
         others = (of.auroc[score] for score in SCORES[1:])
         name = (SUBSETS | BROAD)[subset]
-        table.add_row(name, of.n_global, of.n_local, of.auroc["cds"], *of.interval, *others)
+        table.add_row(name, of.n_global, of.n_local, of.auroc["cds"], *of.intervals["cds"], *others)
     return table
