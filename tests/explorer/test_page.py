@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections import Counter
@@ -188,3 +189,18 @@ def test_scripts_share_each_name_once_and_make_no_markup_of_text():
     assert {name: forbidden.findall(text) for name, text in scripts.items() if forbidden.search(text)} == {}
     listed = re.findall(r'src="page/(\w+\.js)"', (PAGE / "index.html").read_text())
     assert sorted(listed) == sorted(scripts)
+
+
+def test_missing_images_are_counted_from_the_first_page_on(open_page, sample, tmp_path):
+    folder = shutil.copytree(sample.parent, tmp_path / "copy", ignore=shutil.ignore_patterns("images"))
+    manifest = json.loads((folder / "data/manifest.js").read_text().split(", ", 1)[1].rstrip(");\n"))
+    manifest["sets"]["train"]["n_missing"] = 3
+    put(folder, "manifest", manifest)
+    page = open_page((folder / "index.html").as_uri())
+    assert page.inner_text("p.warning").startswith("3 images could not be shown: gone or changed when")
+    page.get_by_role("link", name="Latent").click()
+    page.wait_for_selector(".pair .missing")
+    page.wait_for_function("() => infoscope.countMissing() > 3")  # more than was known
+    count = "document.querySelector('p.warning').textContent.startsWith(`${infoscope.countMissing()} images`)"
+    page.wait_for_function(f"() => {count}")
+    open_page.said.clear()  # of the images that were not copied

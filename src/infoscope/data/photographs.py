@@ -291,12 +291,12 @@ def hash_images(
         is_whole = sum(sizes) <= WHOLE_CONTENT_BYTES
         hashed = WHOLE_FILES if is_whole else HEADS.format(HEAD_BYTES)
         hashed = NAMES_AND_SIZES if len(names) > MAX_HASHED_IMAGES else hashed
-    total, each = hashlib.sha256(), list[str]()
+    total = hashlib.sha256()
 
     def update(i: int, content: str) -> None:
         total.update(f"{len(names[i])}:{names[i]} {sizes[i]} {content}\n".encode(errors="surrogateescape"))
-        each.append(f"{sizes[i]} {content[:16]}".rstrip())
 
+    each = list(map(str, sizes))
     if hashed == NAMES_AND_SIZES:
         for i in range(len(names)):
             update(i, "")
@@ -306,6 +306,7 @@ def hash_images(
             for part in _chunks(len(names)):
                 for i, content in zip(part, pool.map(lambda i: digest(i, n_bytes), part), strict=True):
                     update(i, content)
+                    each[i] += f" {content[:16]}"
     return {"hashed": hashed, "sha256": total.hexdigest()}, each
 
 
