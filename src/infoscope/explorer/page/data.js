@@ -95,9 +95,13 @@
 
   /**
    * Return a promise of the thumbnail of an image as a data: URL; each is there once, whoever shows it. It lies in a
-   * script as all data do, for the pixels of an image file cannot be read by a page that was opened from the disk.
+   * script as all data do, for the pixels of an image file cannot be read by a page that was opened from the disk. One
+   * that is known to be missing is not asked for, for the console would tell of each.
    */
-  infoscope.thumbnail = (set, image) => {
+  infoscope.thumbnail = async (set, image) => {
+    if (infoscope.manifest.sets[set].n_missing > 0 && (await infoscope.imageName(set, image)).is_missing) {
+      throw new Error(`Image ${image} is missing.`);
+    }
     const pad = (n, digits) => String(n).padStart(digits, "0");
     return infoscope.load(`images/${set}/${pad(Math.floor(image / 1000), 4)}/${pad(image, 7)}`);
   };
