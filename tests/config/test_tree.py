@@ -207,7 +207,7 @@ WRONG = [
     ),
     (
         ["experiment=nothing"],
-        ["experiment 'nothing'", "expected one of dinov2_scenes, planted_facts, planted"],
+        ["experiment 'nothing'", "expected one of dinov2_scenes, planted_registers"],
     ),
     (["model=3"], ["name of a choice for a group", "such as model="]),
     (["model=clip_folder"], ["model.pretrained is missing", "local-dir:<folder>"]),

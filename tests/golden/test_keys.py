@@ -107,7 +107,7 @@ CONFIGURATIONS: dict[str, tuple[str, list[StageName]]] = {
         for rule in ("bands", "quantile", "otsu", "threshold", "mass", "energy")
     },
     "planted registers": (FEW + "experiment=planted_registers", [*REPORT, StageName.stability]),
-    "planted facts": (FEW + "experiment=planted_facts", [*SCORE, StageName.confounds]),
+    "planted facts": (FEW + "model=planted_facts data.planted=marks", [*SCORE, StageName.confounds]),
     "context free": (FEW + "model=context_free seeds=[0,1]", [*REPORT, StageName.stability]),
     "own CLIP": (
         FEW + "model.pretrained=train_clip clip.n_images=600 clip.n_steps=2 clip.warmup_steps=1",
