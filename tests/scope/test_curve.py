@@ -7,7 +7,7 @@ import pytest
 
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, Role
-from infoscope.scope.curve import ENDS, make_curve_ablations, name_part
+from infoscope.scope.curve import ORDERS, make_curve_ablations, name_part
 
 D_SAE, SHARES = 200, (0.1, 0.5, 0.9)
 
@@ -34,7 +34,7 @@ def variants(cds: np.ndarray, mass: np.ndarray) -> dict[str, Ablation]:
 def test_each_share_is_taken_from_each_end_and_at_random(variants: dict[str, Ablation]) -> None:
     parts = ["low_{}", "high_{}", "random_{}_0", "random_{}_1"]
     assert list(variants) == [f"curve_{part.format(share)}" for share in SHARES for part in parts]
-    assert {variant.group for variant in variants.values()} == {name_part(end, of) for end in ENDS for of in SHARES}
+    assert {variant.group for variant in variants.values()} == {name_part(end, of) for end in ORDERS for of in SHARES}
     assert {(variant.mode, variant.role) for variant in variants.values()} == {(EditMode.error_preserving, Role.part)}
     assert variants["curve_low_0.1"].draw is None
     assert variants["curve_random_0.1_1"].draw == 1

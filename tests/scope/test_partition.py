@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 
 from infoscope.runtime.errors import InputError
 from infoscope.scope.config import By, PartitionConfig, Rule
-from infoscope.scope.partition import Partition, make_partition, mass_threshold, name_group, otsu_threshold
+from infoscope.scope.partition import (
+    ENDS,
+    Partition,
+    find_ends,
+    find_extremes,
+    make_partition,
+    mass_threshold,
+    name_group,
+    order_groups,
+    otsu_threshold,
+)
 
 NAN = np.nan
 NUMBERS = {Rule.mass: {"mass_share": 0.4}, Rule.threshold: {"gamma": 0.1}, Rule.quantile: {"quantile": 0.4}}
@@ -200,10 +210,17 @@ def test_bands_are_told_with_their_ends() -> None:
 
 
 def test_groups_by_another_measure_have_its_names() -> None:
-    assert [name_group(name, By.extent) for name in ("high", "low")] == ["wide", "narrow"]
-    assert [name_group(name, By.context_effect) for name in ("high", "low")] == ["context-driven", "patch-driven"]
-    assert name_group("band 1 of 3", By.extent) == "band 1 of 3 (lowest evidence extent)"
-    assert name_group("band 3 of 3", By.context_effect) == "band 3 of 3 (highest context effect)"
+    for by, names in ENDS.items():
+        found = divide(SCORES, gamma=0.1, by=by)
+        assert (*found.groups,) == names == find_ends(found.groups) == find_extremes(found.groups)
+        np.testing.assert_array_equal(found.groups[names[0]], found.high)
+        np.testing.assert_array_equal(found.groups[names[1]], found.low)
+        assert order_groups(found.groups) == [*names[::-1]]
+    assert [name_group(name) for name in ENDS[By.extent]] == ["wide", "narrow"]
+    bands = divide(SCORES, n_bands=3, by=By.extent).groups
+    assert (find_ends(bands), find_extremes(bands)) == (None, ([*bands][-1], next(iter(bands))))
+    names = ["band 1 of 3 (lowest evidence extent)", "band 2 of 3", "band 3 of 3 (highest evidence extent)"]
+    assert [name_group(name) for name in bands] == names
     assert PartitionConfig(by=By.extent, n_bands=3).rule_in_words == "3 bands, by evidence extent"
 
 

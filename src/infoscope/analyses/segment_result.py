@@ -17,6 +17,7 @@ from infoscope.analyses.segmentation import Overlap, PixelCounts, Ranges, Segmen
 from infoscope.runtime.arrays import load_result, save_result
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import BATCH_IMAGES, iterate_latents
+from infoscope.scope.partition import find_ends
 from infoscope.scope.separation import match_frequency
 from infoscope.vision.tokens.source import TokenRows
 
@@ -280,11 +281,12 @@ def draw_equal(groups: Mapping[str, Bool[np.ndarray, " d_sae"]], seed: int = 0) 
 def draw_matched(
     groups: Mapping[str, Bool[np.ndarray, " d_sae"]], firing_rate: Float64[np.ndarray, " d_sae"]
 ) -> dict[str, list[np.ndarray]]:
-    """Return draws of latents of high and of low scope, equally many in every bin of log firing rate."""
-    if not {"high", "low"} <= groups.keys():
+    """Return draws of latents above gamma and up to it, equally many in every bin of log firing rate."""
+    if (ends := find_ends(groups)) is None:
         return {}
-    pairs = [match_frequency(groups["high"], groups["low"], firing_rate, seed) for seed in range(N_DRAWS)]
-    return {name: [np.flatnonzero(pair[i]) for pair in pairs] for i, name in enumerate(("high", "low"))}
+    high, low = (groups[name] for name in ends)
+    pairs = [match_frequency(high, low, firing_rate, seed) for seed in range(N_DRAWS)]
+    return {name: [np.flatnonzero(pair[i]) for pair in pairs] for i, name in enumerate(ends)}
 
 
 def _read(scores: LabelScores, draws: Sequence[np.ndarray]) -> Mean:

@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float, Int
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode
-from infoscope.scope.config import Control
+from infoscope.scope.config import By, Control
 from infoscope.scope.energy import Cumulate
 from infoscope.scope.matching import FREQUENCY, Pair, name_matched
+from infoscope.scope.partition import ENDS
 
 Progress = Callable[[str, int, int], object]
 """Called with (what is being done, how many of it are done, how many there are)."""
@@ -149,7 +150,9 @@ def make_ablations(
     return variants
 
 
-def make_matched_ablations(matched: Mapping[str, Pair], mass: Float[np.ndarray, " d_sae"]) -> list[Ablation]:
+def make_matched_ablations(
+    matched: Mapping[str, Pair], mass: Float[np.ndarray, " d_sae"], ends: tuple[str, str] = ENDS[By.cds]
+) -> list[Ablation]:
     """Return the rows without as many high-scope as low-scope latents that are alike in something, for every matching.
 
     They are removed while the SAE's error stays; groups that have nothing in common have two empty rows.
@@ -157,6 +160,7 @@ def make_matched_ablations(matched: Mapping[str, Pair], mass: Float[np.ndarray, 
     Args:
         matched: see `match_groups`.
         mass: as for `make_ablations`.
+        ends: what the groups are called, see `find_ends`.
     """
     mass, variants = np.asarray(mass, dtype=np.float64), []
     for matching, pair in matched.items():
@@ -170,7 +174,7 @@ def make_matched_ablations(matched: Mapping[str, Pair], mass: Float[np.ndarray, 
                 name_matched(name, matching),
                 mass_share_train=_compute_share(mass, removed),
             )
-            for name, removed in zip(("high", "low"), pair, strict=True)
+            for name, removed in zip(ends, pair, strict=True)
         ]
     return variants
 

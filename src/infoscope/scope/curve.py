@@ -9,9 +9,15 @@ from jaxtyping import Bool, Float
 
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, Role
+from infoscope.scope.config import By
 
-ENDS = {"low": "lowest CDS first", "high": "highest CDS first", "random": "random order"}
-"""In which order features are removed."""
+ORDERS = ("low", "high", "random")
+"""In which features are removed."""
+
+
+def name_orders(by: By) -> dict[str, str]:
+    """Return what each order is called for display."""
+    return {"low": f"lowest {by.words} first", "high": f"highest {by.words} first", "random": "random order"}
 
 
 def name_part(end: str, share: float) -> str:
@@ -20,7 +26,7 @@ def name_part(end: str, share: float) -> str:
 
 
 def make_curve_ablations(
-    cds: Float[np.ndarray, " d_sae"],
+    scores: Float[np.ndarray, " d_sae"],
     mass: Float[np.ndarray, " d_sae"],
     shares: Sequence[float],
     n_draws: int,
@@ -32,17 +38,17 @@ def make_curve_ablations(
     random orders are the same for every share.
 
     Args:
-        cds: scores; features without one (NaN), or without mass, are never removed.
+        scores: CDS, or what else features are divided by; those without one (NaN), or without mass, are never removed.
         mass: activation mass of each latent on the training split; only ratios matter.
         shares: of the mass of all features that may be removed, 0..1.
         n_draws: random orders.
         seed: of these.
     """
     mass = np.asarray(mass, dtype=np.float64)
-    pool = np.flatnonzero(~np.isnan(cds) & (mass > 0))
+    pool = np.flatnonzero(~np.isnan(scores) & (mass > 0))
     if len(pool) == 0:
         return []
-    by_score = pool[np.argsort(cds[pool], kind="stable")]
+    by_score = pool[np.argsort(scores[pool], kind="stable")]
     orders: list[tuple[str, int | None, np.ndarray]] = [("low", None, by_score), ("high", None, by_score[::-1])]
     for draw in range(n_draws):
         orders.append(("random", draw, np.random.default_rng([seed, 20, draw]).permutation(pool)))

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.spatial import KDTree
 
+from infoscope.scope.partition import find_ends
 from infoscope.scope.separation import match_frequency
 
 CALIPER = 0.5
@@ -70,7 +71,7 @@ def match_groups(
     mass: Float[np.ndarray, " d_sae"],
     seed: int = 0,
 ) -> dict[str, Pair]:
-    """Return {matching: (subgroup of "high", subgroup of "low")}, of every matching; both empty where none can be made.
+    """Return {matching: (subgroup above gamma, subgroup up to it)}; both are empty where none can be made.
 
     Nothing without these two groups (bands).
 
@@ -78,9 +79,9 @@ def match_groups(
         firing_rate, support, mass: as for `make_properties`.
         seed: of the draw within bins of frequency.
     """
-    if not {"high", "low"} <= groups.keys():
+    if (ends := find_ends(groups)) is None:
         return {}
-    high, low = groups["high"], groups["low"]
+    high, low = (groups[name] for name in ends)
     properties = make_properties(firing_rate, support, mass)
     found = {FREQUENCY: match_frequency(high, low, firing_rate, seed)}
     for matching, names in MATCHINGS.items():

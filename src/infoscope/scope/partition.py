@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,8 @@ class Partition:
 
     gamma: float | None
     groups: Mapping[str, Bool[np.ndarray, " d_sae"]]
-    """"high" and "low", or bands, "band 1 of 4" to "band 4 of 4", from the lowest scores to the highest."""
+    """"high" and "low", or as `ENDS` calls them; or bands, "band 1 of 4" to "band 4 of 4", from the lowest scores to
+    the highest."""
     unscored: Bool[np.ndarray, " d_sae"]
     """Features without a score (NaN): in no group."""
 
@@ -40,7 +41,7 @@ class Partition:
         Raises:
             InputError: if the features are divided into bands.
         """
-        return self._get("high")
+        return self._get(0)
 
     @property
     def low(self) -> Bool[np.ndarray, " d_sae"]:
@@ -49,36 +50,55 @@ class Partition:
         Raises:
             InputError: if the features are divided into bands.
         """
-        return self._get("low")
+        return self._get(1)
 
-    def _get(self, name: str) -> Bool[np.ndarray, " d_sae"]:
-        if name not in self.groups:
+    def _get(self, end: int) -> Bool[np.ndarray, " d_sae"]:
+        if (ends := find_ends(self.groups)) is None:
             raise InputError(
                 f"Expected a partition into high and low scope, got bands: take .groups, {list(self.groups)}."
             )
-        return self.groups[name]
+        return self.groups[ends[end]]
 
 
-_NAMES = {
-    By.cds: {"high": "high-scope", "low": "low-scope"},
-    By.extent: {"high": "wide", "low": "narrow"},
-    By.context_effect: {"high": "context-driven", "low": "patch-driven"},
+ENDS: Mapping[By, tuple[str, str]] = {
+    By.cds: ("high", "low"),
+    By.extent: ("wide", "narrow"),
+    By.context_effect: ("context-driven", "patch-driven"),
 }
+"""The names of the groups above gamma and up to it, by what is divided."""
+ABOVE = tuple(above for above, _ in ENDS.values())
 
 
-def name_group(group: str, by: By = By.cds) -> str:
-    """Return a group's name for display: "high-scope", "band 1 of 4 (lowest CDS)", "band 2 of 4", ...
+def find_ends(groups: Collection[str]) -> tuple[str, str] | None:
+    """Return which groups lie above gamma and up to it; None: they are bands."""
+    return next((names for names in ENDS.values() if set(names) <= set(groups)), None)
+
+
+def find_extremes(groups: Collection[str]) -> tuple[str, str]:
+    """Return the groups of the highest and of the lowest scores: those above and below gamma, or the outermost bands.
 
     Args:
-        by: what the features are divided by: of extents the high group is "wide".
+        groups: names in the order of a partition, at least one.
     """
+    names = list(groups)
+    return find_ends(names) or (names[-1], names[0])
+
+
+def order_groups(groups: Collection[str]) -> list[str]:
+    """Return groups from the lowest scores to the highest, as histograms stack them."""
+    return sorted(groups, key=lambda name: name in ABOVE)
+
+
+def name_group(group: str) -> str:
+    """Return a group's name for display: "high-scope", "wide", "band 1 of 4 (lowest CDS)", "band 2 of 4", ..."""
     match group.split():
         case ["high" | "low"]:
-            return _NAMES[by][group]
-        case ["band", "1", "of", _]:
-            return f"{group} (lowest {by.words})"
-        case ["band", number, "of", n] if number == n:
-            return f"{group} (highest {by.words})"
+            return f"{group}-scope"
+        case ["band", number, "of", n, *what] if number in ("1", n):
+            measure = " ".join(what[1:]) or By.cds.words
+            return f"band {number} of {n} ({'lowest' if number == '1' else 'highest'} {measure})"
+        case ["band", number, "of", n, *_]:
+            return f"band {number} of {n}"
     return group
 
 
@@ -102,13 +122,14 @@ def make_partition(
     unscored = np.isnan(scores)
     rule, number = config.chosen
     if rule is Rule.bands:
-        return Partition(None, make_bands(scores, int(number or 0)), unscored)
+        return Partition(None, make_bands(scores, int(number or 0), config.by), unscored)
     if rule is Rule.energy:
         gamma = _choose_gamma_by_energy(scores, np.flatnonzero(~unscored), energy)
     else:
         gamma = _choose_gamma(scores[~unscored], mass[~unscored], rule, number or 0)
     cut = np.nan if gamma is None else gamma
-    return Partition(gamma, {"high": scores > cut, "low": scores <= cut}, unscored)  # comparisons with NaN are false
+    above, below = ENDS[config.by]
+    return Partition(gamma, {above: scores > cut, below: scores <= cut}, unscored)  # comparisons with NaN are false
 
 
 def _choose_gamma(scores: np.ndarray, mass: np.ndarray, rule: Rule, number: float) -> float | None:
@@ -176,7 +197,9 @@ def otsu_threshold(values: Float[np.ndarray, " n"]) -> float:
     return middle if middle < high else low  # between neighbouring floats there is nothing
 
 
-def make_bands(scores: Float[np.ndarray, " d_sae"], n_bands: int) -> dict[str, Bool[np.ndarray, " d_sae"]]:
+def make_bands(
+    scores: Float[np.ndarray, " d_sae"], n_bands: int, by: By = By.cds
+) -> dict[str, Bool[np.ndarray, " d_sae"]]:
     """Return bands of equal counts from the lowest scores to the highest, without those that are NaN.
 
     Equal scores share a band, so ties can make counts differ (or a band empty).
@@ -187,4 +210,5 @@ def make_bands(scores: Float[np.ndarray, " d_sae"], n_bands: int) -> dict[str, B
     else:
         edges = np.quantile(scores[~unscored], np.arange(1, n_bands) / n_bands)
         band = np.searchsorted(edges, scores, side="left")  # as for gamma: a score on the edge belongs below it
-    return {f"band {i + 1} of {n_bands}": ~unscored & (band == i) for i in range(n_bands)}
+    what = "" if by is By.cds else f" by {by.words}"
+    return {f"band {i + 1} of {n_bands}{what}": ~unscored & (band == i) for i in range(n_bands)}

@@ -8,6 +8,7 @@ from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, make_ablations, make_matched_ablations
 from infoscope.scope.config import Control
 from infoscope.scope.matching import Pair, match_groups
+from infoscope.scope.partition import find_ends
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.energy import Sample, energy_of
 from infoscope.stages.rank import Rank, mass_of
@@ -44,7 +45,7 @@ def ablations_of(ctx: Context, seed: int) -> list[Ablation]:
 
 @once
 def matched_groups_of(ctx: Context, seed: int) -> dict[str, Pair]:
-    """Return {matching: high and low scope thinned out until they are alike in it}; nothing where groups are bands."""
+    """Return {matching: the groups of `find_ends` thinned out until they are alike in it}; nothing for bands."""
     groups, firing_rate = partition_of(ctx, seed).groups, Rank.at(ctx, seed).load().firing_rate
     support = Confounds.at(ctx, seed).load().properties.support
     return match_groups(groups, firing_rate, support, mass_of(ctx, seed), ctx.config.probe.seed)
@@ -58,4 +59,5 @@ def all_ablations_of(ctx: Context, seed: int) -> list[Ablation]:
 
 def matched_ablations_of(ctx: Context, seed: int) -> list[Ablation]:
     """Return those of `matched_groups_of`."""
-    return make_matched_ablations(matched_groups_of(ctx, seed), mass_of(ctx, seed))
+    ends = find_ends(partition_of(ctx, seed).groups)
+    return [] if ends is None else make_matched_ablations(matched_groups_of(ctx, seed), mass_of(ctx, seed), ends)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infoscope.scope.curve import ENDS, name_part
+from infoscope.scope.config import By
+from infoscope.scope.curve import ORDERS, name_orders, name_part
 from infoscope.stages.curve.section import draw_curve, list_curve_excess, make_curve_section, make_curve_table
 from tests.support.report_samples import make_result
 
@@ -22,7 +23,7 @@ def make_runs(n_seeds: int = 3, n_draws: int = 2) -> list[dict[str, Any]]:
         original = make_result(seed, "original")
         runs += [original, make_result(seed, "all")]
         for share in SHARES:
-            for end in ENDS:
+            for end in ORDERS:
                 for draw in range(n_draws) if end == "random" else [None]:
                     run = make_result(seed, "original")
                     measured = {
@@ -32,7 +33,7 @@ def make_runs(n_seeds: int = 3, n_draws: int = 2) -> list[dict[str, Any]]:
                         "mass_share": share + 0.01,
                     }
                     run["variant"] |= {"energy_share": 0.5 * share, "n_latents": 7} | measured
-                    noise = 0.001 * (seed * (1 + [*ENDS].index(end)) + (draw or 0))
+                    noise = 0.001 * (seed * (1 + [*ORDERS].index(end)) + (draw or 0))
                     run["metrics"]["segmentation"] = {"miou": 0.6 - share * LOSS[end] + noise}
                     runs.append(run)
     return runs
@@ -41,7 +42,7 @@ def make_runs(n_seeds: int = 3, n_draws: int = 2) -> list[dict[str, Any]]:
 def test_rows_are_shares_and_orders() -> None:
     table = make_curve_table(make_runs(), SHARES)
     assert [section.title for section in table.sections] == ["", "20% of the mass", "60% of the mass", ""]
-    assert [row[0].value for row in table.rows] == ["nothing", *ENDS.values(), *ENDS.values(), "all"]
+    assert [row[0].value for row in table.rows] == ["nothing", *name_orders(By.cds).values(), *ORDERS.values(), "all"]
     row = table.records()[1]
     assert row["mass_share"] == pytest.approx(0.21)
     assert row["miou"] == pytest.approx(0.6 - 0.2 * 0.5 + 0.001)

@@ -40,13 +40,21 @@ from infoscope.runtime.output import (
 from infoscope.runtime.progress import Display
 from infoscope.runtime.read_only import MissingArtifact
 from infoscope.runtime.uses import write_uses
-from infoscope.scope.config import Rule
+from infoscope.scope.config import By, Rule
 from infoscope.stages.sae import has_maps
 from infoscope.stages.score.stage import partition_of
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.hooks import AT_END, POOLED, PROJECTED
 
-NAMED_KEYS = ("model", "model.layer", "scope.k_cds", "partition.gamma", "partition.quantile", "partition.mass_share")
+NAMED_KEYS = (
+    "model",
+    "model.layer",
+    "scope.k_cds",
+    "partition.by",
+    "partition.gamma",
+    "partition.quantile",
+    "partition.mass_share",
+)
 """What the columns of a table say anyway; every other key of a sweep is named too."""
 BUILD_NOTHING = "build=false"
 """Tables and figures of what exists; what is missing is named with the command that makes it."""
@@ -324,7 +332,8 @@ def name_gamma(config: Config) -> str:
     rule, number = config.partition.chosen
     if rule is Rule.bands:
         return config.partition.rule_in_words
-    return f"gamma {number:g}" if rule is Rule.threshold else f"gamma by {config.partition.rule_in_words}"
+    by = "" if config.partition.by is By.cds else f", by {config.partition.by.words}"
+    return f"gamma {number:g}{by}" if rule is Rule.threshold else f"gamma by {config.partition.rule_in_words}"
 
 
 def _name_place(site: str, layer: Value) -> str:

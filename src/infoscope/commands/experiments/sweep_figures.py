@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,17 +14,27 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from infoscope.report.figure_style import FAINT, HIGH, INK, LOW, draw_means, make_empty, make_panels
 from infoscope.report.tables import Stat, compute_stat
+from infoscope.scope.partition import ENDS, name_group
 from infoscope.stages.probe.results import MAIN_METRICS, Metric, Result, get_variant, is_empty, present_metrics
 
 MODE = "error_preserving"
-LINES = {
-    ("original", None, None): ("original tokens", INK, "-", ""),
-    ("group", "high", None): ("without high scope", HIGH, "-", "o"),
-    ("control", "high", "mass"): ("random, mass of high", HIGH, (0, (1, 1.2)), ""),
-    ("group", "low", None): ("without low scope", LOW, "-", "o"),
-    ("control", "low", "mass"): ("random, mass of low", LOW, (0, (1, 1.2)), ""),
-}
-"""{(role, group, control): (label, colour, line, marker)}."""
+Line = tuple[str, str, Any, str]
+"""Label, colour, line and marker."""
+
+
+def _make_lines() -> dict[tuple[str, str | None, str | None], Line]:
+    """Return {(role, group, control): line} of groups by any measure."""
+    lines: dict[tuple[str, str | None, str | None], Line] = {
+        ("original", None, None): ("original tokens", INK, "-", "")
+    }
+    for ends in ENDS.values():
+        for group, colour in zip(ends, (HIGH, LOW), strict=True):
+            lines["group", group, None] = (f"without {name_group(group).replace('-', ' ')}", colour, "-", "o")
+            lines["control", group, "mass"] = (f"random, mass of {group}", colour, (0, (1, 1.2)), "")
+    return lines
+
+
+LINES = _make_lines()
 
 
 class Point(NamedTuple):
@@ -47,9 +57,11 @@ def draw_removal_sweep(points: Sequence[Point], xlabel: str, is_scale: bool = Tr
     if not metrics:
         return make_empty("No probes: nothing was measured with features removed.")
     points = sorted(points, key=lambda point: point.x)
+    groups = {get_variant(result).group for point in points for result in point.results}
+    lines = {wanted: line for wanted, line in LINES.items() if wanted[1] is None or wanted[1] in groups}
     figure, panels = make_panels(len(metrics), 0.8 + 2.1 * math.ceil(len(metrics) / 2), sharex=True)
     for panel, metric in zip(panels, metrics, strict=True):
-        _draw_metric(panel, points, metric, is_scale)
+        _draw_metric(panel, points, metric, is_scale, lines)
         _mark_points(panel, points, 0.08 * (points[-1].x - points[0].x) if is_scale else 0.5)
         panel.set_title(metric.column.title, fontsize=8.5)
     for panel in panels[-2:]:
@@ -58,21 +70,27 @@ def draw_removal_sweep(points: Sequence[Point], xlabel: str, is_scale: bool = Tr
         Line2D([], [], color=colour, linestyle=line, marker=marker, markersize=4, label=label)
         if is_scale
         else Line2D([], [], color=colour, linestyle="", marker=marker or "_", markersize=6, label=label)
-        for label, colour, line, marker in LINES.values()
+        for label, colour, line, marker in lines.values()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
 
-def _draw_metric(axes: Axes, points: Sequence[Point], metric: Metric, is_scale: bool) -> None:
+def _draw_metric(
+    axes: Axes,
+    points: Sequence[Point],
+    metric: Metric,
+    is_scale: bool,
+    lines: Mapping[tuple[str, str | None, str | None], Line],
+) -> None:
     scale = metric.column.scale
     x = np.array([point.x for point in points])
-    for number, (wanted, (_, colour, line, marker)) in enumerate(LINES.items()):
+    for number, (wanted, (_, colour, line, marker)) in enumerate(lines.items()):
         stats = [_read(point.results, metric, wanted) for point in points]
         if is_scale:
             draw_means(axes, x, stats, scale, colour, linestyle=line, marker=marker)
             continue
-        place = x + 0.13 * (number - (len(LINES) - 1) / 2)
+        place = x + 0.13 * (number - (len(lines) - 1) / 2)
         mean, sd = scale * np.array([(stat.mean, stat.sd) for stat in stats]).T
         axes.errorbar(
             place, mean, np.nan_to_num(sd), color=colour, linestyle="", marker=marker or "_", ms=5, elinewidth=1

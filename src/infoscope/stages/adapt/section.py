@@ -11,7 +11,7 @@ import numpy as np
 from infoscope.analyses.adaptation import ACROSS, ADAPTED, BASE, HALVES, MIN_SETTLED, MIXED, SAME
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Align, Column, Stat, Table, compute_stat, format_number, format_stat
-from infoscope.scope.partition import name_group
+from infoscope.scope.partition import find_extremes, name_group
 from infoscope.stages.adapt.figures import draw_adaptation
 from infoscope.stages.adapt.numbers import (
     CHANGES,
@@ -307,9 +307,8 @@ def _tell_groups(counted: dict[str, list[GroupChanges]]) -> Iterator[str]:
     """Say at which end of the scores latents are remapped more than their number lets expect."""
     if len(counted) < 2 or not any(one.n_comparable for of in counted.values() for one in of):
         return
-    names = ("low", "high") if {"low", "high"} <= counted.keys() else (next(iter(counted)), list(counted)[-1])
     parts = []
-    for name in names:
+    for name in reversed(find_extremes(counted)):
         n, expected = (
             compute_stat(of["remapped"] for of in values).mean
             for values in ([one.found for one in counted[name]], [one.expected for one in counted[name]])

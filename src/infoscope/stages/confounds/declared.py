@@ -34,7 +34,7 @@ def find_cuts(pairs: Pairs) -> dict[str, list[Cut]]:
     """Return gamma and the best cut between known-global and known-local features of each SAE seed."""
     cuts: dict[str, list[Cut]] = {"gamma": [], "best": []}
     for scope, found in pairs:
-        gamma = math.nan if scope.partition.gamma is None else scope.partition.gamma
+        gamma = math.nan if scope.cds_gamma is None else scope.cds_gamma
         cuts["gamma"].append(judge_cut(scope.cds, found.known_global, found.known_local, gamma))
         cuts["best"].append(find_best_cut(scope.cds, found.known_global, found.known_local))
     return cuts

@@ -10,7 +10,7 @@ from infoscope.report.figure_style import house_style, write_png
 from infoscope.runtime import notebook
 from infoscope.scope.config import RankBy
 from infoscope.scope.examples import choose_example_latents
-from infoscope.scope.partition import name_group
+from infoscope.scope.partition import name_group, order_groups
 from infoscope.stages.score.figures import draw_cds_histograms
 from infoscope.stages.score.result import ScopeResult
 from infoscope.stages.score.tables import compute_mass_share
@@ -68,9 +68,9 @@ def _summarise(values: np.ndarray) -> str:
 
 def _list_groups(scope: ScopeResult) -> list[tuple[str, ...]]:
     """Return a row per group, those of low scores first, and those of the latents without a score."""
-    low_first = sorted(scope.partition.groups.items(), key=lambda group: group[0] == "high")
     rows = []
-    for name, members in low_first:
+    for name in order_groups(scope.partition.groups):
+        members = scope.partition.groups[name]
         scores = scope.cds[members]
         span = f"{scores.min():.3f} to {scores.max():.3f}" if len(scores) else ""
         n_undecided = int((scope.undecided & members).sum())

@@ -13,7 +13,8 @@ from matplotlib.lines import Line2D
 from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, draw_means, make_empty, make_panels
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import LEVEL, Align, Column, Stat, Table, compute_stat
-from infoscope.scope.curve import ENDS, name_part
+from infoscope.scope.config import By
+from infoscope.scope.curve import ORDERS, name_orders, name_part
 from infoscope.stages.probe.against_random import Excess, compare_runs
 from infoscope.stages.probe.results import MAIN_METRICS, Metric, Result, present_metrics
 from infoscope.stages.probe.tables import (
@@ -34,25 +35,26 @@ LINES = {"low": "-", "high": "-", "random": (0, (5, 2))}
 """How each order of removal is drawn."""
 
 
-def make_curve_section(results: Sequence[Result], shares: Sequence[float]) -> ReportSection:
+def make_curve_section(results: Sequence[Result], shares: Sequence[float], by: By = By.cds) -> ReportSection:
     """Return the table, the figure and the findings.
 
     Args:
         results: of every SAE seed, the variants of `make_curve_ablations` with the original tokens and all removed.
         shares: of the mass, ascending.
+        by: what decides the order of removal.
     """
     excess = list_curve_excess(results, shares)
     return ReportSection(
         name="removal_curve",
         title="Removal by mass",
-        findings=tuple(describe_curve(excess, shares)),
-        tables={"removal_curve": make_curve_table(results, shares)},
+        findings=tuple(describe_curve(excess, shares, by)),
+        tables={"removal_curve": make_curve_table(results, shares, by)},
         figures={
             "removal_curve": SectionFigure(
-                lambda: draw_curve(results, shares),
-                "What each probe reads as more of the activation mass is removed: features of lowest CDS first, of"
-                " highest CDS first, in random order. Lower is worse in every panel. Means over SAE seeds (and draws),"
-                " shades are ± one standard deviation.",
+                lambda: draw_curve(results, shares, by),
+                f"What each probe reads as more of the activation mass is removed: features of lowest {by.words} first,"
+                f" of highest {by.words} first, in random order. Lower is worse in every panel. Means over SAE seeds"
+                " (and draws), shades are ± one standard deviation.",
             )
         },
         summary=[
@@ -80,7 +82,7 @@ def find_role(results: Sequence[Result], role: str) -> list[Result]:
     return [result for result in results if result["variant"]["role"] == role]
 
 
-def make_curve_table(results: Sequence[Result], shares: Sequence[float]) -> Table:
+def make_curve_table(results: Sequence[Result], shares: Sequence[float], by: By = By.cds) -> Table:
     """Return the table: a section per share, a row per order of removal, mean ± sd over seeds (and draws)."""
     metrics = present_metrics(results, MAIN_METRICS)
     table = Table(
@@ -101,7 +103,7 @@ def make_curve_table(results: Sequence[Result], shares: Sequence[float]) -> Tabl
     add_row("nothing", find_role(results, "original"))
     for share in shares:
         table.add_section(f"{100 * share:g}% of the mass")
-        for end, label in ENDS.items():
+        for end, label in name_orders(by).items():
             if runs := find_part(results, end, share):
                 add_row(label, runs)
     table.add_section()
@@ -113,15 +115,15 @@ def list_curve_excess(results: Sequence[Result], shares: Sequence[float]) -> dic
     """Return what each of `PAIRS` costs beyond its second order, at as much mass, by share."""
     found, metrics = {}, present_metrics(results, MAIN_METRICS)
     for share in shares:
-        parts = {end: find_part(results, end, share) for end in ENDS}
+        parts = {end: find_part(results, end, share) for end in ORDERS}
         excess = [compare_runs(of, end, other, parts[end], parts[other]) for of in metrics for end, other in PAIRS]
         found[share] = [one for one in excess if one.by_seed]
     return found
 
 
-def describe_curve(excess: Mapping[float, Sequence[Excess]], shares: Sequence[float]) -> Iterator[str]:
+def describe_curve(excess: Mapping[float, Sequence[Excess]], shares: Sequence[float], by: By = By.cds) -> Iterator[str]:
     """Yield how orders are compared, then per metric at which shares one costs more, or less, than another."""
-    every = [one for of_share in excess.values() for one in of_share]
+    every, names = [one for of_share in excess.values() for one in of_share], name_orders(by)
     if all(one.sign is None for one in every):
         yield "One SAE seed: how far the curves differ by chance is not known."
         return
@@ -136,7 +138,7 @@ def describe_curve(excess: Mapping[float, Sequence[Excess]], shares: Sequence[fl
             worse, better = ([share for share, sign in signs.items() if sign == wanted] for wanted in (-1, 1))
             if signs:
                 counts = f"costs more at {_count(worse)}, less at {_count(better)}"
-                parts.append(f"{ENDS[end]} against {ENDS[other]} {counts}")
+                parts.append(f"{names[end]} against {names[other]} {counts}")
         yield f"{metric.column.heading}: {'; '.join(parts)}."
 
 
@@ -145,10 +147,10 @@ def _count(shares: Sequence[float]) -> str:
     return f"{len(shares)} ({', '.join(f'{100 * share:g}' for share in shares)}% of the mass)" if shares else "none"
 
 
-def draw_curve(results: Sequence[Result], shares: Sequence[float]) -> Figure:
+def draw_curve(results: Sequence[Result], shares: Sequence[float], by: By = By.cds) -> Figure:
     """Draw each metric against the mass removed, a line per order of removal: lower is always worse."""
     metrics = present_metrics(results, MAIN_METRICS)
-    ends = [end for end in ENDS if any(find_part(results, end, share) for share in shares)]
+    ends = [end for end in ORDERS if any(find_part(results, end, share) for share in shares)]
     if not metrics or not ends:
         return make_empty("Nothing was removed.")
     figure, panels = make_panels(len(metrics), 0.7 + 2.1 * math.ceil(len(metrics) / 2))
@@ -158,7 +160,7 @@ def draw_curve(results: Sequence[Result], shares: Sequence[float]) -> Figure:
             _draw_line(panel, [find_role(results, "original"), *parts, find_role(results, "all")], metric, end)
         _finish(panel, compute_stat(map(metric.read, find_role(results, "original"))), metric)
     handles: list[Any] = [
-        Line2D([], [], color=COLOURS[end], linestyle=LINES[end], marker="o", markersize=3.5, label=ENDS[end])
+        Line2D([], [], color=COLOURS[end], linestyle=LINES[end], marker="o", markersize=3.5, label=name_orders(by)[end])
         for end in ends
     ]
     handles.append(Line2D([], [], color=INK, linewidth=0.8, label="original tokens"))

@@ -15,7 +15,7 @@ from infoscope.stages.probe.run import Probed
 from infoscope.stages.probe.stage import ProbesOfVariants, probe_with_others, read_probed
 from infoscope.stages.publish import Published
 from infoscope.stages.rank import mass_of
-from infoscope.stages.score.stage import Score
+from infoscope.stages.score.stage import measure_of
 
 
 class Curve(Published, ProbesOfVariants):
@@ -34,19 +34,20 @@ class Curve(Published, ProbesOfVariants):
         return 2 + len(ctx.config.curve.mass_shares) * (2 + ctx.config.probe.n_draws)
 
     def section(self, ctx: Context) -> ReportSection:
-        return make_curve_section(read_curve(ctx), ctx.config.curve.mass_shares)
+        return make_curve_section(read_curve(ctx), ctx.config.curve.mass_shares, ctx.config.partition.by)
 
     def report_key(self, ctx: Context) -> Key:
-        return {"probes": self.hash_probes(ctx), "curve": to_tree(ctx.config.curve)}
+        by = ctx.config.partition.cache_key_of_measure
+        return {"probes": self.hash_probes(ctx), "curve": to_tree(ctx.config.curve), **by}
 
 
 @once
 def curve_variants_of(ctx: Context, seed: int) -> list[Ablation]:
     """Return the original tokens, those without any feature, and those without a share of the mass."""
     config, mass = ctx.config, mass_of(ctx, seed)
-    cds = Score.at(ctx, seed).load().cds(config.scope.k_cds).values
+    scores = measure_of(ctx, seed)
     whole = make_ablations({}, mass > 0, mass, modes=[EditMode.error_preserving])
-    return whole + make_curve_ablations(cds, mass, config.curve.mass_shares, config.probe.n_draws, config.probe.seed)
+    return whole + make_curve_ablations(scores, mass, config.curve.mass_shares, config.probe.n_draws, config.probe.seed)
 
 
 @once

@@ -6,7 +6,7 @@ import math
 
 from infoscope.analyses.config import DescribeConfig
 from infoscope.report.tables import compute_stat, format_number
-from infoscope.scope.partition import name_group
+from infoscope.scope.partition import find_extremes, name_group
 from infoscope.stages.describe.numbers import (
     ALL,
     Seeds,
@@ -56,7 +56,7 @@ def _compare(seeds: Seeds, measure: str, digits: int = 3) -> str:
     """Say the medians of a measure, of the groups at both ends of the scores and of all, beside chance."""
     groups, shown = list_scored(seeds), [ALL]
     if groups:
-        shown = [name_highest(seeds), "low" if "low" in groups else groups[0], ALL]
+        shown = [*find_extremes(groups), ALL]
     by_labels = is_by_labels(seeds, measure)
     parts = []
     for group in shown:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from infoscope.analyses.description import Description
 from infoscope.report.tables import Stat, compute_stat
 from infoscope.sae.latent_table import LatentTable
+from infoscope.scope.partition import find_extremes
 from infoscope.stages.score.result import ScopeResult
 
 
@@ -156,8 +157,7 @@ class ClassLatents(NamedTuple):
 
 def name_highest(seeds: Seeds) -> str:
     """Return the group of the highest scores; there must be scores."""
-    groups = list_scored(seeds)
-    return "high" if "high" in groups else groups[-1]
+    return find_extremes(list_scored(seeds))[0]
 
 
 def count_class_latents(found: Found, group: str | None) -> ClassLatents:

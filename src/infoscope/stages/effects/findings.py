@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from infoscope.report.tables import LEVEL, compute_stat, format_number
+from infoscope.scope.config import By
 from infoscope.scope.matching import MATCHINGS, name_matched
 from infoscope.scope.partial_ranks import Estimate
+from infoscope.scope.partition import ENDS, find_ends, name_group
 from infoscope.stages.effects.numbers import SCORES, Said, compare_scores
 from infoscope.stages.probe.against_random import WORDS, Excess, compare_runs
 from infoscope.stages.probe.results import MAIN_METRICS, Result, group_by_variant, is_empty, present_metrics
@@ -69,16 +71,18 @@ def _write_numbers(of: Estimate, digits: int = 2) -> str:
 
 def say_matched(results: Sequence[Result]) -> list[str]:
     """Say what removing low scope costs beyond removing high scope where both are alike, a sentence per matching."""
-    runs = {variant.group: many for variant, many in group_by_variant(results, matched=True).items()}
+    runs = {variant.group or "": many for variant, many in group_by_variant(results, matched=True).items()}
+    above, below = find_ends([group.split(", ")[0] for group in runs]) or ENDS[By.cds]
     sentences, known, unknown = [], [], []
     for matching in MATCHINGS:
-        low, high = (runs.get(name_matched(name, matching), []) for name in ("low", "high"))
+        low, high = (runs.get(name_matched(name, matching), []) for name in (below, above))
         filled = [run for run in low if not is_empty(run)]
         if not filled:
-            sentences.append(f"No high-scope feature could be matched with a low-scope one in {matching}.")
+            of_above, of_below = name_group(above), name_group(below)
+            sentences.append(f"No {of_above} feature could be matched with a {of_below} one in {matching}.")
             continue
         n = format_number(compute_stat(run["variant"]["n_latents"] for run in filled).mean, 0)
-        excess = [compare_runs(of, "low", "high", low, high) for of in present_metrics(filled, MAIN_METRICS)]
+        excess = [compare_runs(of, below, above, low, high) for of in present_metrics(filled, MAIN_METRICS)]
         if words := _say_excess(excess):
             known.append(f"Matched in {matching} ({n} features in each group), {words}.")
         else:
@@ -93,8 +97,8 @@ def say_matched(results: Sequence[Result]) -> list[str]:
 
 def _say_excess(excess: Sequence[Excess]) -> str:
     """Say in which metrics removing low scope costs more, or less, than removing high scope; "": nothing is known."""
-    parts = []
+    parts, names = [], [name_group(name) for one in excess[:1] for name in (one.group, one.control)]
     for sign, words in WORDS.items():
         if of := [f"{one.metric.column.heading} ({one.in_words})" for one in excess if one.sign == sign]:
-            parts.append(f"{words} removing high-scope ones in {', '.join(of)}")
-    return f"removing low-scope features {'; it '.join(parts)}" if parts else ""
+            parts.append(f"{words} removing {names[1]} ones in {', '.join(of)}")
+    return f"removing {names[0]} features {'; it '.join(parts)}" if parts else ""

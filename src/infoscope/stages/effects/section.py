@@ -10,6 +10,7 @@ from infoscope.report.tables import Align, Column, Table, format_number
 from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.matching import CALIPER, PROPERTIES, Pair
 from infoscope.scope.partial_ranks import MIN_LATENTS, N_BOOTSTRAP
+from infoscope.scope.partition import ENDS, name_group
 from infoscope.stages.effects.findings import TASKS, say_effects, say_matched
 from infoscope.stages.effects.numbers import OTHERS, SCORES, Matched, Said, judge_matching, predict_effects
 from infoscope.stages.probe.results import Result
@@ -43,7 +44,7 @@ def make_effect_section(
     said = {task: predict_effects(tables, name_column(task)) for task in tasks}
     shown, findings = {"effects": _make_table(said)}, say_effects(said)
     if matching := judge_matching(scopes, tables, matched):
-        shown["matching"] = _make_matching_table(matching)
+        shown["matching"] = _make_matching_table(matching, ENDS[scopes[0].by])
     if (removal := make_matched_table(results)) is not None:
         shown["removal_matched"] = removal
         findings += say_matched(results)
@@ -105,12 +106,13 @@ def _make_table(said: Mapping[str, Mapping[str, Said]]) -> Table:
     return table
 
 
-def _make_matching_table(matching: Mapping[str, Matched]) -> Table:
-    """Return how many features could be matched, and how alike the groups are before and after."""
+def _make_matching_table(matching: Mapping[str, Matched], ends: tuple[str, str]) -> Table:
+    """Return how many features could be matched, and how alike the groups of these names are before and after."""
+    above, below = ends
     columns = [
         Column("matching", "matched in", Align.left),
-        Column("n_high", "high scope", digits=0),
-        Column("n_low", "low scope", digits=0),
+        Column("n_high", name_group(above).replace("-", " "), digits=0),
+        Column("n_low", name_group(below).replace("-", " "), digits=0),
         Column("n_pairs", "of each kept", digits=0),
     ]
     for name in PROPERTIES:
@@ -123,8 +125,8 @@ def _make_matching_table(matching: Mapping[str, Matched]) -> Table:
         "How alike matched groups are",
         columns,
         notes=[
-            "Differences of means, high minus low, in standard deviations of the whole groups; of frequency and mass"
-            " the logarithms. Frequency: equally many features in every half octave, drawn at random. All others:"
+            f"Differences of means, {above} minus {below}, in standard deviations of the whole groups; of frequency and"
+            " mass the logarithms. Frequency: equally many features in every half octave, drawn at random. All others:"
             " pairs of nearest neighbours without replacement, the closest first, at most"
             f" {CALIPER:g} standard deviations apart (Euclidean)."
         ],

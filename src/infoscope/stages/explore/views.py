@@ -12,6 +12,7 @@ from infoscope.explorer.format import DTYPES, pack, pack_texts, put
 from infoscope.pipeline.context import Context
 from infoscope.report.tables import compute_stat, format_number
 from infoscope.sae.latent_table import LatentColumn
+from infoscope.scope.partition import order_groups
 from infoscope.stages.explore.latents import BLOCK_LATENTS
 from infoscope.stages.latents import Latents
 from infoscope.stages.publish import describe_experiment
@@ -64,8 +65,8 @@ def _describe_sae(scope: ScopeResult) -> dict[str, str]:
 
 
 def _describe_groups(scope: ScopeResult) -> dict[str, Any]:
-    names = sorted(scope.partition.groups, key=lambda name: name == "high")  # low first, as in the histograms
-    return {"names": names, "rule": scope.rule, "gamma": scope.partition.gamma}
+    names = order_groups(scope.partition.groups)
+    return {"names": names, "rule": scope.rule, "gamma": scope.cds_gamma}  # gamma stands on the axis of the CDS
 
 
 def _list_landmarks(scope: ScopeResult) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 from infoscope.analyses.masking import CLASS, RANDOM, Mask, MaskingResult
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import PERCENT, Align, Cell, Column, Stat, Table, format_number, format_percent
-from infoscope.scope.partition import name_group
+from infoscope.scope.partition import find_extremes, name_group
 from infoscope.stages.masking.figure import draw_masking
 from infoscope.stages.masking.numbers import Point, Points, join_masks
 from infoscope.stages.probe.against_random import Excess
@@ -217,7 +217,8 @@ def _compare(points: Points, numbers: Sequence[int], curves: Sequence[str]) -> I
     groups = [curve for curve in curves if curve not in (CLASS, RANDOM)]
     pairs = [(CLASS, RANDOM)] * (RANDOM in curves)
     if len(groups) > 1:
-        pairs.append(("low", "high") if {"low", "high"} <= set(groups) else (groups[0], groups[-1]))
+        high, low = find_extremes(groups)
+        pairs.append((low, high))
     for one, other in pairs:
         parts = []
         for keeps in (True, False):

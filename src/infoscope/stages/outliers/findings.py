@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from infoscope.report.tables import Stat, compute_stat
+from infoscope.scope.config import By
 from infoscope.scope.group_activation import Acts, GroupActivation
-from infoscope.scope.partition import name_group
+from infoscope.scope.partition import ENDS, find_ends, find_extremes, name_group
 from infoscope.scope.token_outliers import MAPS, TokenOutliers
 from infoscope.stages.outliers.figures import HEADINGS
 
@@ -82,13 +83,14 @@ def describe_activation(runs: Sequence[GroupActivation]) -> str:
     names = [name for name in list_groups(runs) if name != "unscored"]
     if len(names) < 2 or runs[0].n_outlier == 0:  # that there are none is said already
         return ""
-    high, low = ("high", "low") if "high" in names else (names[-1], names[0])
+    high, low = find_extremes(names)
     pairs = [(run.groups.get(high), run.groups.get(low), run.everyone) for run in runs]
     known = [(a, b, everyone) for a, b, everyone in pairs if a and b and a.n_features and b.n_features]
     if not known:
-        return "Which features act on outlier tokens is not known: the group of high scope or of low scope is empty."
+        return "Which features act on outlier tokens is not known: one of the two groups is empty."
     agree = [a.on_outlier > a.on_normal and b.on_outlier < b.on_normal for a, b, _ in known]
-    direction = "high scope more on outlier tokens, low scope more on normal ones"
+    above, below = ("high scope", "low scope") if find_ends(names) in (None, ENDS[By.cds]) else (high, low)
+    direction = f"{above} more on outlier tokens, {below} more on normal ones"
     n_agree, n = sum(agree), len(known)
     seeds = {1: "", 2: "in both SAE seeds "}.get(n, f"in all {n} SAE seeds ")
     if n_agree == n:

@@ -15,7 +15,7 @@ from infoscope.predictions.metrics import compute_reliability
 from infoscope.predictions.results import ChangedImage, PredictionResult
 from infoscope.report.figure_style import FAINT, GREY, INK, WIDTH_IN, colour_groups, make_empty, make_panels
 from infoscope.report.tables import format_signed
-from infoscope.scope.partition import name_group
+from infoscope.scope.partition import ABOVE, name_group
 from infoscope.stages.probe.results import KEPT
 
 MAX_POINT = 220.0
@@ -82,7 +82,7 @@ def draw_reliability(results: Sequence[PredictionResult]) -> Figure:
 def _find_groups(results: Sequence[PredictionResult]) -> list[str]:
     variants = [variant for result in results for variant in result.variants]
     names = dict.fromkeys(one["group"] for one in variants if one["role"] == "group" and not one["empty"])
-    return sorted(names, key=lambda name: {"high": 0, "low": 1}.get(name, 2))
+    return sorted(names, key=lambda name: name not in ABOVE)
 
 
 def _pool(results: Sequence[PredictionResult], wanted: Mapping[str, str]) -> Bins:

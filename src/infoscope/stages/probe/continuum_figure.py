@@ -1,4 +1,4 @@
-"""Scope as a continuum: what each probe loses without each band of the CDS, against the band's mean score."""
+"""Scope as a continuum: what each probe loses without each band of the scores, against the band's mean score."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def draw_continuum(seeds: Sequence[ScopeResult], results: Sequence[Result]) -> F
     figure, panels = make_panels(len(metrics), 0.7 + 2.1 * math.ceil(len(metrics) / 2))
     for panel, metric in zip(panels, metrics, strict=True):
         _draw_panel(panel, results, metric, bands, places)
+        panel.set_xlabel(f"mean {seeds[0].by.words} of the band")
     drawn = {(variant.role, variant.control) for variant in map(get_variant, results)}
     handles = [
         Line2D([], [], color=colour, linestyle=line, label=label)
@@ -60,7 +61,7 @@ def draw_continuum(seeds: Sequence[ScopeResult], results: Sequence[Result]) -> F
 
 def _mean_score(seeds: Sequence[ScopeResult], band: str) -> float:
     scores = [
-        result.cds[members] for result in seeds for name, members in result.partition.groups.items() if name == band
+        result.measure[members] for result in seeds for name, members in result.partition.groups.items() if name == band
     ]
     return float(np.concatenate(scores).mean()) if any(len(part) for part in scores) else math.nan
 
@@ -75,7 +76,6 @@ def _draw_panel(
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.set_title(metric.column.heading, fontsize=8.5)
     axes.set_ylabel(f"difference ({'points' if metric.column.unit == '%' else metric.column.unit})")
-    axes.set_xlabel("mean CDS of the band")
     if not metric.higher_is_better:
         axes.invert_yaxis()
 

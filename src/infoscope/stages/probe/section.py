@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from infoscope.report.section import ReportSection, SectionFigure
+from infoscope.scope.partition import find_ends
 from infoscope.stages.probe.continuum_figure import draw_continuum
 from infoscope.stages.probe.figures import draw_against_random, draw_removal
 from infoscope.stages.probe.results import Result
@@ -33,10 +34,11 @@ def make_removal_section(
             "Each probe without a group, minus the mean of the same without random features of equal mass or equal"
             " energy: a dot per SAE seed, and the 95 % interval of their mean. Left of zero is worse than random.",
         )
-    if any("high" not in scope.partition.groups for scope in scopes):
+    if any(find_ends(scope.partition.groups) is None for scope in scopes):
         figures["continuum"] = SectionFigure(
             lambda: draw_continuum(scopes, results),
-            "What each probe gains or loses without each band of features, by the band's mean CDS; lower is worse"
+            f"What each probe gains or loses without each band of features, by the band's mean {scopes[0].by.words};"
+            " lower is worse"
             " in every panel. Means over SAE seeds and draws, shades are ± one standard deviation.",
         )
     return ReportSection(

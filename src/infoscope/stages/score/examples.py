@@ -9,6 +9,8 @@ from jaxtyping import Int
 
 from infoscope.data.images import ImageSet
 from infoscope.pipeline.context import Context
+from infoscope.scope.cds import CDS
+from infoscope.scope.config import By
 from infoscope.scope.examples import choose_example_latents
 from infoscope.scope.partition import name_group
 from infoscope.scope.ranking import Ranking
@@ -23,10 +25,11 @@ N_EXAMPLES = 6
 
 
 def read_examples(ctx: Context, scope: ScopeResult) -> list[Example]:
-    """Return some features of each group of one seed with their top pictures, those of low scores first."""
+    """Return some features of each group of one seed with their top pictures, the lowest of what is divided first."""
     ranking, scores, k = Rank.at(ctx, scope.sae_seed).load(), scope.scores, scope.k_cds
     images, patch_px = open_split(ctx, "train"), Tokens.at(ctx, "train").read_json("tokens.json")["patch_px"]
-    chosen = choose_example_latents(scores.cds(k), scope.partition, scope.undecided, N_EXAMPLES, k)
+    measured = CDS(scope.measure, scores.cds(k).n_valid)
+    chosen = choose_example_latents(measured, scope.partition, scope.undecided, N_EXAMPLES, k)
     return [
         make_example(scope, latent, group, scores, ranking, images, patch_px)
         for group, latents in chosen.items()
@@ -69,6 +72,7 @@ def make_example(
         k_cds=scope.k_cds,
         is_undecided=bool(scope.undecided[latent]),
         is_locked=bool(scope.position_locked[latent]),
+        note="" if scope.by is By.cds else f"{scope.by.words} {scope.measure[latent]:.2f}",
     )
 
 

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from infoscope.report.figure_style import FAINT, GREY, INK, MIDDLE, colour_groups, make_figure, write_empty
-from infoscope.scope.partition import name_group
+from infoscope.scope.partition import name_group, order_groups
 from infoscope.stages.score.result import ScopeResult
 from infoscope.stages.score.tables import compute_mass_share
 
@@ -27,7 +27,8 @@ def draw_cds_histograms(panels: Mapping[str, Sequence[ScopeResult]]) -> Figure:
 
     Undecided features are pale, in the colour of their group, or grey where they are in none.
     Beside it, on the same scale, stand the features without a score; a bar that is taller than the axis is broken.
-    With several SAE seeds the bars are means over seeds and thin lines show each seed; gamma is then the mean.
+    With several SAE seeds the bars are means over seeds and thin lines show each seed; gamma is then the mean. It is
+    drawn where groups are divided by the CDS, for of another measure it lies on another axis.
 
     Args:
         panels: one result per SAE seed, by the panel's title, which may be empty; panels lie one below the other.
@@ -87,7 +88,7 @@ def _draw_unscored(axes: Axes, seeds: Sequence[ScopeResult], top: float) -> None
 
 
 def _mean_gamma(seeds: Sequence[ScopeResult]) -> float | None:
-    gammas = [result.partition.gamma for result in seeds if result.partition.gamma is not None]
+    gammas = [result.cds_gamma for result in seeds if result.cds_gamma is not None]
     return float(np.mean(gammas)) if gammas else None
 
 
@@ -105,7 +106,7 @@ def _count(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 def _draw_groups(axes: Axes, seeds: Sequence[ScopeResult], edges: np.ndarray) -> list[Patch | Line2D]:
     names = dict.fromkeys(name for result in seeds for name in result.partition.groups)
-    names = sorted(names, key=lambda name: name == "high")  # low below high: the stack reads from left to right
+    names = order_groups(names)
     colours = colour_groups(names)
     undecided, base, n_pale = [result.undecided for result in seeds], np.zeros(len(edges) - 1), 0.0
     for name in [*names, ""]:
@@ -148,7 +149,7 @@ def _draw_chance(axes: Axes, chances: Sequence[np.ndarray], edges: np.ndarray) -
 
 def _draw_landmarks(axes: Axes, seeds: Sequence[ScopeResult]) -> list[Line2D]:
     gamma = _mean_gamma(seeds)
-    gammas = {result.partition.gamma for result in seeds if result.partition.gamma is not None}
+    gammas = {result.cds_gamma for result in seeds if result.cds_gamma is not None}
     gamma_label = "gamma" if len(gammas) < 2 else "gamma, mean and\nrange of seeds"
     if len(gammas) > 1:
         axes.axvspan(min(gammas), max(gammas), color=INK, alpha=0.12, linewidth=0)

@@ -61,6 +61,11 @@ class ScopeResult:
         """What the groups divide, 0..1; NaN: unscored."""
         return self.cds if self.measured is None else self.measured
 
+    @property
+    def cds_gamma(self) -> float | None:
+        """gamma where it is a score, to stand among scores; None where there is none, or it divides something else."""
+        return self.partition.gamma if self.by is By.cds else None
+
     @cached_property
     def interval(self) -> Interval:
         """Of each score, by resampling the feature's pairs, see `bootstrap_cds`."""
@@ -70,9 +75,7 @@ class ScopeResult:
     def undecided(self) -> Bool[np.ndarray, " d_sae"]:
         """The features whose group their pairs leave open, see `find_undecided`; none where they are not divided by
         CDS, for nothing else has an interval."""
-        if self.by is not By.cds:
-            return np.zeros(len(self.cds), dtype=bool)
-        return find_undecided(self.cds, self.interval, self.partition.gamma)
+        return find_undecided(self.cds, self.interval, self.cds_gamma)
 
     @cached_property
     def position_locked(self) -> Bool[np.ndarray, " d_sae"]:

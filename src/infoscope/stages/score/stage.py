@@ -134,6 +134,9 @@ def make_scope_section(scopes: Sequence[ScopeResult], examples: Sequence[Example
     Args:
         examples: features to show, in the order to show them in.
     """
+    by = scopes[0].by
+    told = "Pale: undecided features." if by is By.cds else f"Colours: groups by {by.words}."
+    settled = "; none is undecided where there are others" if by is By.cds else ""
     return ReportSection(
         "scope",
         "Information scope",
@@ -142,14 +145,13 @@ def make_scope_section(scopes: Sequence[ScopeResult], examples: Sequence[Example
             "cds_histogram": SectionFigure(
                 lambda: draw_cds_histograms({"": scopes}),
                 "How far the features' activations move between two crops that share all but one border of"
-                " patches. Pale: undecided features. Chance: the same maps compared between two different images."
+                f" patches. {told} Chance: the same maps compared between two different images."
                 " Right: features that fire and have too few valid pairs for a score, with their share of the"
                 " activation mass; those that never fire on these images.",
             ),
             "examples": SectionFigure(
                 lambda: draw_examples(examples, scopes[0].scores.shift_patches),
-                "Features of each group on the training images that excite them most; none is undecided where there are"
-                f" others. {say_locked(scopes)}",
+                f"Features of each group on the training images that excite them most{settled}. {say_locked(scopes)}",
             ),
         },
         summary=[{**summarise_scope(scope), "n_locked": count_locked(scope)} for scope in scopes],

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, Value, compute_stat
 from infoscope.scope.agreement import explain_undecided
 from infoscope.scope.cds import compute_cds_with_zeros, compute_chance_ratio, count_zero_maps
-from infoscope.scope.partition import name_group
+from infoscope.scope.config import By
+from infoscope.scope.partition import ENDS, name_group
 from infoscope.scope.ranking import Ranking
 from infoscope.stages.score.result import ScopeResult
 
@@ -53,11 +54,15 @@ def compute_zero_shares(result: ScopeResult) -> tuple[float, float]:
 
 def make_scope_table(seeds: Sequence[ScopeResult]) -> Table:
     """Return the table: a row per quantity, a column per SAE seed, then mean ± sd when there are several seeds."""
+    by = seeds[0].by
+    groups = f" and is in no group. {explain_undecided(seeds[0].stability.level)}"
+    if by is not By.cds:
+        groups = f". Groups are by {by.words}: a feature of which it is not known is in none."
     note = (
         "CDS: 0 = the activation stays where its evidence is, 1 = it moves from corner to corner. Mass: share of the"
-        " sum of activations on the training images. A feature with too few valid pairs has no CDS and is in no group."
-        f" {explain_undecided(seeds[0].stability.level)} Reliability: random halves of each feature's pairs, Spearman"
-        " correlation over features, Spearman-Brown correction; 1: it repeats, 0: noise."
+        f" sum of activations on the training images. A feature with too few valid pairs has no CDS{groups}"
+        " Reliability: random halves of each feature's pairs, Spearman correlation over features, Spearman-Brown"
+        " correction; 1: it repeats, 0: noise."
     )
     by_seed = {result.sae_seed: result for result in seeds}
     return make_seed_table("scope", "Information scope of the features", by_seed, _quantities(seeds), [note])
@@ -92,7 +97,7 @@ def make_seed_table(
 
 
 def _quantities(seeds: Sequence[ScopeResult]) -> dict[str, list[Quantity]]:
-    names = list(dict.fromkeys(name for result in seeds for name in result.partition.groups))
+    names, by = list(dict.fromkeys(name for result in seeds for name in result.partition.groups)), seeds[0].by
     sections = {
         "features": [
             Quantity("n_latents", "all", lambda r: len(r.cds), 0),
@@ -104,8 +109,9 @@ def _quantities(seeds: Sequence[ScopeResult]) -> dict[str, list[Quantity]]:
         "groups": [
             Quantity("rule", "rule", lambda r: r.rule),
             Quantity("gamma", "gamma", lambda r: math.nan if r.partition.gamma is None else r.partition.gamma, 4),
-            *(quantity for name in names for quantity in _group_quantities(name)),
-            *(UNDECIDED if any(result.partition.gamma is not None for result in seeds) else ()),
+            *(quantity for name in names for quantity in _group_quantities(name, by)),
+            *(UNDECIDED if any(result.cds_gamma is not None for result in seeds) else ()),
+            *(() if by is By.cds else _ungrouped_quantities(by)),
         ],
         "CDS": [
             Quantity("reliability", "reliability", lambda r: r.reliability),
@@ -170,8 +176,19 @@ def _count_heaviest(mass: Float[np.ndarray, " d_sae"], share: float) -> int:
     return int(np.searchsorted(total, share * total[-1])) + 1 if total[-1] > 0 else 0
 
 
-def _group_quantities(name: str) -> list[Quantity]:
-    heading = name_group(name) + {"high": " (CDS > gamma)", "low": " (CDS ≤ gamma)"}.get(name, "")
+def _ungrouped_quantities(by: By) -> list[Quantity]:
+    def members(result: ScopeResult) -> np.ndarray:
+        return (result.firing_rate > 0) & result.partition.unscored
+
+    return [
+        Quantity("n_ungrouped", f"firing, {by.words} not known", lambda r: int(members(r).sum()), 0),
+        Quantity("ungrouped_mass", "   mass (%)", lambda r: compute_mass_share(r, members(r)), 1, 100),
+    ]
+
+
+def _group_quantities(name: str, by: By) -> list[Quantity]:
+    above, below = ENDS[by]
+    heading = name_group(name) + {above: f" ({by.words} > gamma)", below: f" ({by.words} ≤ gamma)"}.get(name, "")
     key = name.replace(" ", "_")
 
     def members(result: ScopeResult) -> np.ndarray:
@@ -181,8 +198,11 @@ def _group_quantities(name: str) -> list[Quantity]:
         Quantity(f"n_{key}", heading, lambda r: int(members(r).sum()), 0),
         Quantity(f"{key}_mass", "   mass (%)", lambda r: compute_mass_share(r, members(r)), 1, 100),
     ]
-    if name not in ("high", "low"):  # gamma divides those; a band ends at its highest score
-        quantities.append(Quantity(f"{key}_end", "   highest CDS", lambda r: _quantile(r.cds[members(r)], 1.0), 4))
+    if name not in ENDS[by]:  # gamma divides those; a band ends at its highest score
+        heading = f"   highest {by.words}"
+        quantities.append(Quantity(f"{key}_end", heading, lambda r: _quantile(r.measure[members(r)], 1.0), 4))
+    if by is not By.cds:
+        quantities.append(Quantity(f"{key}_cds", "   median CDS", lambda r: _quantile(r.cds[members(r)], 0.5)))
     return quantities
 
 

@@ -12,7 +12,7 @@ from infoscope.analyses.segment_result import N_DRAWS, N_SIMILAR, LabelResult, S
 from infoscope.data.images import ImageSet
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import PERCENT, Align, Column, Stat, Table, compute_stat, format_percent
-from infoscope.scope.partition import name_group
+from infoscope.scope.partition import find_extremes, name_group
 from infoscope.stages.score.result import ScopeResult
 from infoscope.stages.segment.figures import MAX_LABELS, draw_label_ious, draw_masks, pick_shown
 
@@ -153,7 +153,7 @@ def _make_group_table(found: Sequence[Found], told: Sequence[Sequence[LabelResul
         notes=[
             "IoU on test images, mean over labels. The best of more latents is better by chance alone, and firing rates"
             " differ between the groups. Equally many: as many of each group, drawn at random, as the smallest one has."
-            " That fire equally often: as many of high as of low scope in every bin of firing rate. Both are means of"
+            " That fire equally often: as many of either group in every bin of firing rate. Both are means of"
             f" {N_DRAWS} draws.",
         ],
     )
@@ -231,7 +231,7 @@ def _make_findings(
 
 def _compare_groups(told: Sequence[Sequence[LabelResult]], groups: Sequence[str]) -> list[str]:
     """Say which end of the scores holds the better masks, among latents that fire equally often if there are any."""
-    low, high = ("low", "high") if "high" in groups else (groups[0], groups[-1])
+    high, low = find_extremes(groups)
     results = [one for of_seed in told for one in of_seed]
     for which, words in (
         ("matched", "Of equally many latents of either group that fire equally often"),

@@ -17,6 +17,7 @@ from infoscope.probes.worth import ALONE, WITH, WITHOUT
 from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, MIDDLE, draw_means, make_empty, make_panels
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import PERCENT, Align, Cell, Column, Stat, Table, compute_stat
+from infoscope.scope.config import By
 from infoscope.scope.partition import name_group
 from infoscope.stages.probe.results import MAIN_METRICS, Metric, Result, present_metrics
 from infoscope.stages.probe.tables import EDGE, MARKS, UNCONVERGED, make_metric_columns, metric_cell
@@ -47,13 +48,14 @@ Runs = dict[int, dict[str, list[Result]]]
 """{features kept: {rule: runs over SAE seeds and draws}}, rules in the order of the table."""
 
 
-def make_selection_section(results: Sequence[Result], notes: Sequence[str] = ()) -> ReportSection:
+def make_selection_section(results: Sequence[Result], notes: Sequence[str] = (), by: By = By.cds) -> ReportSection:
     """Return the table, the figure and the findings.
 
     Args:
         results: of every SAE seed, the variants of `make_selection_ablations` with the original tokens, the plain
             reconstruction and everything removed.
         notes: more below the table.
+        by: what bands are of.
     """
     metrics = present_metrics(results, MAIN_METRICS)
     runs = collect_runs(results)
@@ -66,8 +68,8 @@ def make_selection_section(results: Sequence[Result], notes: Sequence[str] = ())
     return ReportSection(
         name="selection",
         title="Keeping a few features",
-        findings=tuple(_describe(results, runs, metrics)),
-        tables={"selection": make_selection_table(results, runs, metrics, notes)},
+        findings=tuple(_describe(results, runs, metrics, by)),
+        tables={"selection": make_selection_table(results, runs, metrics, notes, by)},
         figures={"selection": SectionFigure(lambda: draw_selection(results, runs, metrics), caption)},
         summary={
             str(n): {
@@ -115,7 +117,7 @@ def name_rule(rule: str) -> str:
 
 
 def make_selection_table(
-    results: Sequence[Result], runs: Runs, metrics: Sequence[Metric], notes: Sequence[str] = ()
+    results: Sequence[Result], runs: Runs, metrics: Sequence[Metric], notes: Sequence[str] = (), by: By = By.cds
 ) -> Table:
     """Return the table: a section per number of features kept, a row per rule, mean ± sd over seeds and draws."""
     n_bands = sum(rule not in LABELS for rule in list_rules(runs))
@@ -129,8 +131,8 @@ def make_selection_table(
         ],
         notes=[
             f"Tokens are decoded from the kept features alone; heads are retrained. Bands: the scored features in"
-            f" {n_bands} groups of equal size by CDS, lowest first. Active: by share of the activation mass. ± is over"
-            " SAE seeds and draws, all of them on the same test images.",
+            f" {n_bands} groups of equal size by {by.words}, lowest first. Active: by share of the activation"
+            " mass. ± is over SAE seeds and draws, all of them on the same test images.",
             "Heaviest in the probe: by mean activation times the norm of what a feature adds to the outputs of the"
             " original head of the same task; the final CLS has the choice of the mean patch token's head.",
             *notes,
@@ -164,7 +166,7 @@ def _read_reference(results: Sequence[Result], role: str, metric: Metric) -> flo
     return compute_stat(metric.read(result) for result in results if result["variant"]["role"] == role).mean
 
 
-def _describe(results: Sequence[Result], runs: Runs, metrics: Sequence[Metric]) -> list[str]:
+def _describe(results: Sequence[Result], runs: Runs, metrics: Sequence[Metric], by: By) -> list[str]:
     """Say which rule reads each task best, and whether scope guides better than activation does."""
     bands = [rule for rule in list_rules(runs) if rule not in LABELS]
     if not runs or not metrics:
@@ -193,8 +195,8 @@ def _describe(results: Sequence[Result], runs: Runs, metrics: Sequence[Metric]) 
         return [*findings, "One SAE seed: how far rules differ by chance is not known."]
     n_better, n_worse = sum(gain > 1 for gain in gains), sum(gain < -1 for gain in gains)
     first = (
-        "The most active features of the best band of CDS against the most active of all, for every metric and number"
-        f" of features: better in {n_better}, worse in {n_worse} of {len(gains)} by more than one standard"
+        f"The most active features of the best band of {by.words} against the most active of all, for every metric and"
+        f" number of features: better in {n_better}, worse in {n_worse} of {len(gains)} by more than one standard"
         " deviation of the difference over SAE seeds. (The best band is picked by the same numbers, which favours it.)"
     )
     return [first, *findings]

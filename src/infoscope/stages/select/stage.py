@@ -21,7 +21,7 @@ from infoscope.stages.probe.stage import ProbesOfVariants, read_probed
 from infoscope.stages.publish import Published
 from infoscope.stages.rank import Rank, mass_of
 from infoscope.stages.sae import count_latents, has_free_scale, has_unit_rows, sae_of
-from infoscope.stages.score.stage import Score, check_count
+from infoscope.stages.score.stage import check_count, measure_of
 from infoscope.stages.select.section import make_selection_section
 from infoscope.stages.select.worth import check_weights, predicted_worth_of, say_worth, weights_of
 
@@ -69,11 +69,12 @@ class Select(Published, ProbesOfVariants):
 
     def section(self, ctx: Context) -> ReportSection:
         notes = [*say_worth(ctx), *([] if has_unit_rows(ctx) else [IMPORTED])]
-        return make_selection_section(read_probed(ctx, self.probe_seeds(ctx)), notes)
+        return make_selection_section(read_probed(ctx, self.probe_seeds(ctx)), notes, ctx.config.partition.by)
 
     def report_key(self, ctx: Context) -> Key:
         weights = weights_of(ctx)
         said = {} if weights is None else {"fitted_on": weights.fitted_on}
+        said |= ctx.config.partition.cache_key_of_measure
         return {"probes": self.hash_probes(ctx), "select": ctx.config.select.cache_key_fields(), **said}
 
 
@@ -94,14 +95,14 @@ def whole_variants_of(ctx: Context, seed: int) -> list[Ablation]:
 def selection_variants_of(ctx: Context, seed: int) -> list[Ablation]:
     """Return the variants that keep n latents; the weights of the original's probes choose some of them."""
     config = ctx.config
-    cds, ranking = Score.at(ctx, seed).load().cds(config.scope.k_cds).values, Rank.at(ctx, seed).load()
+    scores, ranking = measure_of(ctx, seed), Rank.at(ctx, seed).load()
     mass, original = mass_of(ctx, seed), whole_variants_of(ctx, seed)[0]
     probed = [AblationProbes.at(ctx, seed, group, original) for group in list_probe_groups(ctx)]
     heads = load_results([ctx.store.get(one.spec).folder for one in probed], original).heads
     W_dec = sae_of(ctx, seed).load().W_dec.detach().cpu().double().numpy()
     return make_selection_ablations(
-        make_partition(cds, mass, PartitionConfig(n_bands=config.select.n_bands)).groups,
-        ~np.isnan(cds) & (mass > 0),
+        make_partition(scores, mass, PartitionConfig(config.partition.by, n_bands=config.select.n_bands)).groups,
+        ~np.isnan(scores) & (mass > 0),
         mass,
         compute_probe_importance(heads, W_dec, ranking.mean_act) | predicted_worth_of(ctx, seed),
         config.select,
