@@ -14,6 +14,7 @@ from infoscope.runtime.environment import describe_environment
 from infoscope.runtime.manifests import Artifact, Spec
 from infoscope.runtime.read_only import MissingArtifact
 from infoscope.runtime.store import Workspace
+from infoscope.scope.config import By
 from infoscope.stages.backbone import find_model_facts
 from infoscope.stages.images import open_split
 from infoscope.stages.sae import describe_sae, has_maps, say_imported
@@ -135,6 +136,8 @@ def describe_experiment(ctx: Context, with_scope: bool = True) -> dict[str, str]
     }
     read = behind.get(config.model.site, f"block {meta['layer']}, {grid}")
     scope = f"k_CDS {config.scope.k_cds}, shift {config.scope.shift_patches}, EMD {config.scope.emd.name}"
+    if config.partition.by is not By.cds:
+        scope += f", groups by {config.partition.by.words} (donor {config.scope.extent.donor.name})"
     what = "captions" if config.data.kind is DataKind.captions else "images"
     context = {
         "model": f"{config.model.name} ({weights}), {read}, d_in {meta['d_in']}",

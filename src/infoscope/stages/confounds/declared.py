@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from infoscope.report.tables import PERCENT, Align, Column, Stat, Table, compute_stat, format_number
+from infoscope.scope.config import By
 from infoscope.scope.partition import name_group
 from infoscope.scope.separation import Cut, find_best_cut, judge_cut
 from infoscope.stages.confounds.numbers import Pairs, Separation
@@ -73,6 +74,8 @@ def make_cut_table(pairs: Pairs) -> Table:
     )
     table = Table("cuts", "Cuts between known-global and known-local features", columns, notes=[note])
     for heading, cuts in zip(("gamma", "the best cut"), find_cuts(pairs).values(), strict=True):
+        if heading == "gamma" and pairs[0][0].by is not By.cds:  # it divides no scores
+            continue
         table.add_row(heading, *summarise_cuts(cuts))
     return table
 

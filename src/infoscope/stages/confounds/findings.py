@@ -127,7 +127,7 @@ def say_correlations(correlations: Mapping[str, Correlation]) -> str:
     text = f"The CDS goes with (Spearman, {MEDIUM_RHO} or more): {parts}."
     if "firing_rate" in strong:
         rarer = "rarer" if finite["firing_rate"] < 0 else "more frequent"
-        text += f" High-scope features are also the {rarer} ones: compare groups at matched frequency."
+        text += f" Features of high CDS are also the {rarer} ones: compare groups at matched frequency."
     return text
 
 

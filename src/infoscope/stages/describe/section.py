@@ -10,6 +10,7 @@ from infoscope.analyses.config import DescribeConfig
 from infoscope.analyses.description import N_PERMUTATIONS
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import PERCENT, Align, Cell, Column, Table, compute_stat
+from infoscope.scope.config import By
 from infoscope.scope.partition import name_group
 from infoscope.stages.describe.findings import say_features
 from infoscope.stages.describe.numbers import (
@@ -194,7 +195,8 @@ def _make_class_table(seeds: Seeds, config: DescribeConfig) -> Table:
     group, first = name_highest(seeds), seeds[0].description
     assert first.class_names is not None, "there are no labels"
     assert first.class_images is not None, "there are no labels"
-    found = [count_class_latents(one, group) for one in seeds]
+    found, scope = [count_class_latents(one, group) for one in seeds], seeds[0].scope
+    in_group = "with a CDS" if scope is None or scope.by is By.cds else "in a group"
     columns = [
         Column("class", "class", Align.left),
         Column("n_images", "images", digits=0, is_count=True),
@@ -207,7 +209,7 @@ def _make_class_table(seeds: Seeds, config: DescribeConfig) -> Table:
         columns,
         notes=[
             f"The {config.n_class_latents} latents of a class that fire strongly on most patches of its images"
-            " (PatchSAE's class-level latents; one may be of several classes); of those with a CDS, the share that is"
+            " (PatchSAE's class-level latents; one may be of several classes); of those {in_group}, the share that is"
             f" {name_group(group)}. Drawn by patches: the share expected of latents that are drawn with probabilities"
             " as their numbers of strong patches, whatever the class. Mean over SAE seeds."
         ],
@@ -221,7 +223,7 @@ def _make_class_table(seeds: Seeds, config: DescribeConfig) -> Table:
         order = known[:N_ENDS] + known[max(N_ENDS, len(known) - N_ENDS) :]
         table.notes.append(
             f"Of {len(shares):,} classes the {N_ENDS} with the largest and the {N_ENDS} with the smallest shares;"
-            " without a latent that has a CDS a class has none."
+            f" without a latent {in_group} a class has none."
         )
     if n_empty := sum(n == 0 for n in first.class_images):
         table.notes.append(f"Classes without training images: {n_empty}.")

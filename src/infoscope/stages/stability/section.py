@@ -129,7 +129,7 @@ def make_stability_table(results: Sequence[StabilityResult], comparisons: Sequen
             " difference: of the absolute differences of CDS. Features: those that have a score both ways.",
             "Rows of k_CDS are means over distances that the configured score partly shares, and other crops are of the"
             " same images: there some agreement is built in.",
-            explain_undecided(first.level),
+            *([] if first.gamma is None else [explain_undecided(first.level)]),
         ],
         marks=MARKS,
     )
