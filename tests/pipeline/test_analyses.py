@@ -18,10 +18,12 @@ from infoscope.sae.checkpoint import load_sae
 from infoscope.sae.latent_table import load_latents
 from infoscope.scope.stability import StabilityResult
 from infoscope.stages.attribute.stage import Attribute
+from infoscope.stages.extent.stage import Extent
 from infoscope.stages.image_codes import Codes
 from infoscope.stages.images import open_split
 from infoscope.stages.latents import Latents
 from infoscope.stages.masking.stage import Masking
+from infoscope.stages.report.stage import load_parts
 from infoscope.stages.score.stage import Score
 from infoscope.stages.stability.stage import make_section_at_hand
 from infoscope.stages.steer.stage import Steer
@@ -347,3 +349,52 @@ def test_a_report_along_the_other_diagonal_is_refused(finished: Path) -> None:
         run_tiny(finished, "scope.diagonal=anti")
     scored = run_tiny(finished, "scope.diagonal=anti", "stage=score")
     assert scored.stages("built") == ["score"]
+
+
+def test_extents_are_a_report_of_their_own_and_then_a_part_of_one(finished: Path) -> None:
+    few = ("scope.extent.radii=[0,1]", "scope.extent.n_images=1", "scope.extent.n_donors=1", "data.n_workers=2")
+    plain = Context(make_tiny_config(finished, *few), Recorder())
+    assert "extent" not in load_parts(plain)  # nobody has made it
+    first = run_tiny(finished, *few, "stage=extent")
+    assert set(first.stages("built")) == {"extent", "report"}
+    assert first.files is not None
+    assert first.files.tables.keys() == {"extent", "extent_groups", "extent_correlates", "extent_auroc"}
+    assert "Spearman correlation of the extent" in first.text
+    assert run_tiny(finished, *few, "stage=extent").stages("built") == []
+    other = run_tiny(finished, *few, "stage=extent", "scope.extent.donor=mean", "scope.extent.n_donors=2")
+    assert set(other.stages("built")) == {"extent", "report"}
+    ctx = Context(make_tiny_config(finished, *few), Recorder())
+    assert "extent" in load_parts(ctx)
+    found, table = Extent.at(ctx, 0).load(), Latents.at(ctx, 0).load()
+    np.testing.assert_array_equal(table["extent"], found.extent)
+    np.testing.assert_array_equal(table["n_extent_images"], found.n_valid)
+    collected = collect_tiny(finished, *few, "stage=extent")
+    assert collected.state == "done"
+    assert [row["variant"] for row in collected.rows] == ["all features", "high", "low"]
+    assert collected.rows[0]["median_extent"] == np.nanmedian(found.extent)
+    assert all(str(row["artifact"]).startswith("extent:") for row in collected.rows)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("sae.tokens=cls",), "An SAE of CLS tokens has no activation maps to score"),
+        (("model=scenes_clip", "model.site=pooled"), "features have no place in the picture"),
+        (("scope.extent.radii=[0,6]",), r"scope.extent.radii to be at most 5, so that no window covers the grid of 12"),
+        (("scope.extent.radii=[1]",), "begin with 0, the patch alone"),
+        (("scope.extent.budget_images=20",), "budget_images to be at least 39"),
+        (("scope.extent.blur_patches=1",), "scope.extent.blur_patches is read by scope.extent.donor=blur alone"),
+        (("scope.extent.donor=mean", "scope.extent.n_donors=3"), "n_donors is read by scope.extent.donor=images alone"),
+        (("data.n_train=8", "scope.extent.n_donors=8"), "more images than scope.extent.n_donors=8, .* got 8: lower it"),
+    ],
+)
+def test_extents_are_refused(finished: Path, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run_tiny(finished, *overrides, "stage=extent")
+
+
+def test_a_plan_says_what_the_budget_leaves_out(finished: Path) -> None:
+    planned = run_tiny(finished, "stage=extent", "plan=true", "scope.extent.budget_images=1500")
+    assert "at most 1,376 forward passes" in planned.text
+    assert "Windows: 2 images, 2 donors, radii 0, 1, 2, 3, 5; all 32 latents: at most 1,376 pictures" in planned.text
+    assert "Wanted were 3 images" in planned.text

@@ -2,31 +2,193 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
-import numpy as np
+from infoscope.report.section import ReportSection, SectionFigure
+from infoscope.report.tables import OVER_SEEDS, PERCENT, Align, Cell, Column, Table
+from infoscope.scope.partition import name_group
+from infoscope.scope.separation import BROAD, SUBSETS
+from infoscope.stages.confounds.numbers import Separation
+from infoscope.stages.extent.corners import Corner
+from infoscope.stages.extent.figures import draw_corners, draw_extent_cds, draw_responses
+from infoscope.stages.extent.findings import say_extents
+from infoscope.stages.extent.numbers import (
+    ALL,
+    CORRELATES,
+    MEASURES,
+    SCORES,
+    Correlation,
+    Curve,
+    Seeds,
+    Summary,
+    compute_curves,
+    correlate_all,
+    separate_seeds,
+    summarise_groups,
+)
 
-from infoscope.report.section import ReportSection
-from infoscope.report.tables import Align, Column, Table, compute_stat
-from infoscope.sae.latent_table import LatentTable
-from infoscope.scope.extent.result import ExtentResult
-from infoscope.stages.score.result import ScopeResult
 
-
-def make_extent_section(
-    found: Sequence[ExtentResult], scopes: Sequence[ScopeResult], latents: Sequence[LatentTable]
-) -> ReportSection:
+def make_extent_section(seeds: Seeds, design: str, corners: Sequence[Corner] = ()) -> ReportSection:
     """Return the section.
 
     Args:
-        latents: what is known of each latent, of the seeds of `found`.
+        design: what was measured of each latent, a sentence.
+        corners: features to show, with their windows.
     """
-    columns = [Column("radius", "radius in patches", Align.left), Column("kept", "kept"), Column("without", "replaced")]
-    table = Table("extent", "Response to windows around the patch where a feature fires most", columns)
-    for place, radius in enumerate(found[0].radii):
-        kept, without = (
-            compute_stat(float(np.nanmean(of[place])) for of in curves)
-            for curves in ([one.response for one in found], [one.response_without for one in found])
+    first = seeds[0]
+    curves, summaries, correlations = compute_curves(seeds), summarise_groups(seeds), correlate_all(seeds)
+    separations = separate_seeds(seeds)
+    tables = {
+        "extent": _make_response_table(curves, seeds),
+        "extent_groups": _make_group_table(summaries, seeds),
+        "extent_correlates": _make_correlation_table(correlations),
+    }
+    if separations:
+        tables["extent_auroc"] = _make_auroc_table(separations)
+    figures = {
+        "extent_response": SectionFigure(
+            partial(draw_responses, curves, first),
+            "Mean response to windows around the patch where a feature fires most: the window kept among donors"
+            " (solid), and everything but the window kept (dashed). 0: what the donor alone gives, 1: the whole"
+            " picture.",
+        ),
+        "extent_cds": SectionFigure(
+            partial(draw_extent_cds, seeds),
+            "Each feature's extent and context effect against its CDS; extents of 0 and 1 are spread a little.",
+        ),
+    }
+    if corners:
+        figures["extent_examples"] = SectionFigure(
+            partial(draw_corners, corners),
+            "Features whose maps stay or move, on narrow or wide evidence, each on its best images. Small square: the"
+            " patch where it fires most; large one: the smallest measured window that keeps half of its response."
+            " Below: the response to the patch alone, then to that window; none: no measured window keeps half.",
         )
-        table.add_row(str(radius), kept, without)
-    return ReportSection(name="extent", title="Extent of the evidence", tables={"extent": table})
+    return ReportSection(
+        name="extent",
+        title="Extent of the evidence",
+        findings=tuple(say_extents(separations, curves, summaries, correlations, first.extent, design)),
+        tables=tables,
+        figures=figures,
+        summary={
+            "radii": first.extent.radii.tolist(),
+            "groups": {name: of._asdict() for name, of in summaries.items()},
+            "response": {name: of._asdict() for name, of in curves.items()},
+            "spearman": {
+                measure: {key: of._asdict() for key, of in found.items()} for measure, found in correlations.items()
+            },
+            "auroc": {
+                subset: {
+                    **of.auroc,
+                    "intervals": of.intervals,
+                    "n_global": of.n_global.mean,
+                    "n_local": of.n_local.mean,
+                }
+                for subset, of in separations.items()
+            },
+        },
+    )
+
+
+def _name(group: str, seeds: Seeds) -> str:
+    return group if group == ALL else name_group(group, seeds[0].scope.by)
+
+
+def _make_response_table(curves: Mapping[str, Curve], seeds: Seeds) -> Table:
+    radii = seeds[0].extent.radii.tolist()
+    columns = [
+        Column("radius", "radius", digits=0, is_count=True, unit="patches"),
+        Column("side", "window", Align.left),
+    ]
+    for name in curves:
+        key, optional = name.replace(" ", "_"), name != ALL
+        columns.append(Column(f"kept_{key}", f"kept, {_name(name, seeds)}"))
+        columns.append(Column(f"replaced_{key}", f"replaced, {_name(name, seeds)}", optional=optional))
+    notes = [
+        "Activation at the patch where a feature fires most, with a window around it kept among donors, or replaced by"
+        " donors. Of each image the sum over donors of (activation - the donor's own) over the sum of (the whole"
+        " picture's - the donor's own); mean over images, then over features. Windows are cut at the border of the"
+        f" picture, of {seeds[0].extent.grid} x {seeds[0].extent.grid} patches.",
+        OVER_SEEDS,
+    ]
+    table = Table("extent", "Response to windows around the patch where a feature fires most", columns, notes)
+    for place, radius in enumerate(radii):
+        side = 2 * radius + 1
+        table.add_row(
+            radius,
+            f"{side} x {side}",
+            *(of for curve in curves.values() for of in (curve.kept[place], curve.replaced[place])),
+        )
+    return table
+
+
+def _make_group_table(summaries: Mapping[str, Summary], seeds: Seeds) -> Table:
+    columns = [
+        Column("group", "group", Align.left),
+        Column("n", "features", digits=0, is_count=True),
+        Column("extent", "median extent", digits=3),
+        Column("context_effect", "median context effect", digits=3),
+        Column("at_0", "extent 0", **PERCENT),
+        Column("at_1", "extent 1", **PERCENT),
+        Column("n_images", "images each", digits=1, optional=True),
+    ]
+    notes = [
+        "Extent: side of the smallest window that keeps half of the response, less the patch itself, as a share of the"
+        " grid's side less one patch; interpolated between radii. 0: the patch is enough, 1: no measured window is."
+        " Context effect: share of the variance of the activation, over the patch's own or the donor's pixels in its"
+        " own or the donor's surroundings, that lies within the same patch. Images: those with a donor that does not"
+        " excite the feature to half by itself.",
+        OVER_SEEDS,
+    ]
+    table = Table("extent_groups", "Extent and context effect by group", columns, notes)
+    for name, of in summaries.items():
+        table.add_row(_name(name, seeds), *of)
+    return table
+
+
+def _make_correlation_table(correlations: Mapping[str, Mapping[str, Correlation]]) -> Table:
+    columns = [Column("quantity", "Spearman correlation with", Align.left)]
+    for measure, name in MEASURES.items():
+        columns.append(Column(measure, name, signed=True))
+        columns.append(Column(f"{measure}_at_equal_rate", "at equal frequency", signed=True))
+    columns.append(Column("n", "features", digits=0, is_count=True))
+    notes = ["At equal frequency: partial rank correlation, given the firing frequency.", OVER_SEEDS]
+    table = Table("extent_correlates", "What extent and context effect go with", columns, notes)
+    for key, name in CORRELATES.items():
+        found = [of.get(key) for of in correlations.values()]
+        known = [of for of in found if of is not None]
+        if not known:
+            continue
+        cells = [
+            cell
+            for of in found
+            for cell in ((None, None) if of is None else (of.rho, None if key == "firing_rate" else of.at_equal_rate))
+        ]
+        table.add_row(name, *cells, known[0].n)
+    return table
+
+
+def _make_auroc_table(separations: Mapping[str, Separation]) -> Table:
+    columns = [
+        Column("subset", "features", Align.left),
+        Column("n_global", "known-global", digits=0),
+        Column("n_local", "known-local", digits=0),
+    ]
+    for score, name in SCORES.items():
+        columns.append(Column(score, name))
+        columns.append(Column(f"{score}_low", "95 % from", csv_only=score not in ("extent", "cds"), optional=True))
+        columns.append(Column(f"{score}_high", "to", csv_only=score not in ("extent", "cds"), optional=True))
+    notes = [
+        "Over the features that have all of these. AUROC: the chance that a random known-global feature has the higher"
+        " value; 0.5 tells nothing apart, below it the order is reversed, and tells as much. Interval: both groups"
+        " drawn anew 1,000 times. What is known-global and known-local: see stage=confounds.",
+        OVER_SEEDS,
+    ]
+    table = Table("extent_auroc", "Known-global against known-local features, AUROC", columns, notes)
+    for subset, of in separations.items():
+        if subset == next(iter(BROAD)):
+            table.add_section("known-broad in the place of known-global features")
+        cells = [Cell(cell) for score in SCORES for cell in (of.auroc[score], *of.intervals[score])]
+        table.add_row((SUBSETS | BROAD)[subset], of.n_global, of.n_local, *cells)
+    return table

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import Key, Needs, Node, SeedStage, Work
+from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Work, name_artifacts
 from infoscope.report.section import ReportSection
+from infoscope.report.tables import Column
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
 from infoscope.scope.extent.design import Design, choose_design, say_design, wish_design
@@ -15,6 +16,8 @@ from infoscope.scope.extent.result import ExtentResult
 from infoscope.scope.extent.windows import check_donors
 from infoscope.stages.backbone import compile_backbone, fingerprint_model, hook_of, load_backbone
 from infoscope.stages.confounds.stage import Confounds
+from infoscope.stages.extent.corners import read_corners
+from infoscope.stages.extent.numbers import ALL, MEASURES, SCORES, Found, separate_seeds, summarise_groups
 from infoscope.stages.extent.section import make_extent_section
 from infoscope.stages.images import count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.latents import join_latents
@@ -30,6 +33,10 @@ class Extent(PublishedPart, SeedStage[ExtentResult]):
 
     kind, holds = "extent", ExtentResult
     is_optional = in_report_at_hand = True
+    columns = (
+        *(Column(f"median_{key}", f"median {name}", digits=3) for key, name in MEASURES.items()),
+        *(Column(f"auroc_{key}", f"AUROC, {name}") for key, name in SCORES.items()),
+    )
 
     def needs(self, ctx: Context, seed: int) -> Needs:
         scenes = scenes_of(ctx, ctx.config.data)
@@ -85,12 +92,22 @@ class Extent(PublishedPart, SeedStage[ExtentResult]):
     def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
         return list_columns(self.at(ctx, seed).load())
 
+    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
+        made, found = self.at(ctx, seed).get(), [self._find(ctx, seed)]
+        aurocs = separate_seeds(found)["all"].auroc if found[0].confounds.has_truth else {}
+        for group, of in summarise_groups(found).items():
+            medians = {"median_extent": of.extent.mean, "median_context_effect": of.context_effect.mean}
+            known = {f"auroc_{score}": auroc.mean for score, auroc in aurocs.items()} if group == ALL else {}
+            yield {**name_artifacts(made), "variant": group, "n_features": int(of.n.mean), **medians, **known}
+
     def section(self, ctx: Context) -> ReportSection:
-        seeds = ctx.config.seeds
-        tables = [join_latents(ctx, seed, (Rank, Score, Extent)) for seed in seeds]
-        return make_extent_section(
-            [self.at(ctx, seed).load() for seed in seeds], [scope_of(ctx, seed) for seed in seeds], tables
-        )
+        seeds, sizes = [self._find(ctx, seed) for seed in ctx.config.seeds], find_sizes(ctx)
+        corners = read_corners(seeds[0], open_split(ctx, "train"), sizes.grid * sizes.patch_px)
+        return make_extent_section(seeds, describe_design(ctx), corners)
+
+    def _find(self, ctx: Context, seed: int) -> Found:
+        table = join_latents(ctx, seed, (Rank, Score, Confounds, Extent))
+        return Found(self.at(ctx, seed).load(), scope_of(ctx, seed), Confounds.at(ctx, seed).load(), table)
 
 
 def design_of(ctx: Context) -> Design:

@@ -1,0 +1,104 @@
+"""What the numbers on extents say, in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from infoscope.report.tables import format_number, format_percent, format_signed
+from infoscope.scope.extent.result import ExtentResult
+from infoscope.stages.confounds.numbers import Separation
+from infoscope.stages.extent.numbers import ALL, CORRELATES, Correlation, Curve, Summary
+
+
+def say_extents(
+    separations: Mapping[str, Separation],
+    curves: Mapping[str, Curve],
+    summaries: Mapping[str, Summary],
+    correlations: Mapping[str, Mapping[str, Correlation]],
+    found: ExtentResult,
+    design: str,
+) -> list[str]:
+    """Say first whether the extent tells more than the CDS where the truth is known, then what was measured.
+
+    Args:
+        found: of any seed. design: what was measured of each latent, a sentence.
+    """
+    return [
+        *say_truth(separations),
+        _say_responses(curves[ALL], found.radii.tolist()),
+        _say_summary(summaries[ALL]),
+        _say_correlations(correlations),
+        f"Measured: {design}",
+    ]
+
+
+def say_truth(separations: Mapping[str, Separation]) -> list[str]:
+    """Say whether extent and CDS tell broad or global features from local ones, which of them better, and at what.
+
+    Facts that no small window tells are what the extent is about, so that they come first where the data have them.
+    """
+    if not separations:
+        return [
+            "Which features are global is not known of these data, so it cannot be said whether extent or CDS is right."
+        ]
+    said = []
+    for subset, name in (("broad", "known-broad"), ("all", "known-global")):
+        if subset in separations:
+            said.append(_compare(separations[subset], name))
+    return sorted(said, key=lambda text: text.startswith("Too few"))
+
+
+def _compare(found: Separation, name: str) -> str:
+    sizes = f"{format_number(found.n_global.mean, 0)} against {format_number(found.n_local.mean, 0)} features"
+    extent, cds = found.auroc["extent"].mean, found.auroc["cds"].mean
+    if found.is_small or not math.isfinite(extent + cds):
+        return (
+            f"Too few {name} and known-local features have an extent to tell whether extent or CDS is right ({sizes})."
+        )
+    (low, high), (other_low, other_high) = (found.intervals[score] for score in ("extent", "cds"))
+    is_apart = high < other_low or low > other_high
+    verdict = "worse" if extent < cds else "better"
+    doubt = "" if is_apart else ", though the intervals overlap"
+    text = (
+        f"The extent tells {name} from known-local features {verdict} than the CDS{doubt}: AUROC"
+        f" {_write(found, 'extent')} against {_write(found, 'cds')} ({sizes})"
+    )
+    others = ", ".join(
+        f"{words} {format_number(found.auroc[score].mean, 2)}"
+        for score, words in (("context_effect", "context effect"), ("firing_rate", "firing frequency"))
+    )
+    return f"{text}; {others}, where a value below .5 tells as much in reverse."
+
+
+def _write(found: Separation, score: str) -> str:
+    low, high = found.intervals[score]
+    return f"{found.auroc[score].mean:.2f} (95 % interval {low:.2f} to {high:.2f})"
+
+
+def _say_responses(curve: Curve, radii: Sequence[int]) -> str:
+    side = 2 * radii[-1] + 1
+    text = (
+        f"With nothing but its own patch left, the mean feature keeps {format_percent(curve.kept[0])} of its response"
+    )
+    if side > 1:
+        text += f", in a window of {side} x {side} patches {format_percent(curve.kept[-1])}"
+    return f"{text}; with its own patch alone replaced it keeps {format_percent(curve.replaced[0])}."
+
+
+def _say_summary(of: Summary) -> str:
+    return (
+        f"Median extent {format_number(of.extent.mean, 2)} of the grid's side: to keep half of the response, its own"
+        f" patch is enough for {format_percent(of.at_0)} of the features, and no measured window for"
+        f" {format_percent(of.at_1)}. Median context effect {format_number(of.context_effect.mean, 2)} of the variance."
+    )
+
+
+def _say_correlations(correlations: Mapping[str, Mapping[str, Correlation]]) -> str:
+    of = correlations["extent"]
+    parts = [
+        f"{CORRELATES[key]} {format_signed(of[key].rho.mean)}"
+        + (f" ({format_signed(of[key].at_equal_rate.mean)} at equal firing frequency)" if key != "firing_rate" else "")
+        for key in ("cds", "cds_minus_chance", "context_effect", "firing_rate")
+    ]
+    return f"Spearman correlation of the extent with {', '.join(parts[:-1])} and {parts[-1]}."

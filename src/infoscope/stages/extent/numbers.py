@@ -1,0 +1,156 @@
+"""The numbers of the section on extents, over SAE seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from infoscope.report.tables import Stat, compute_stat
+from infoscope.sae.latent_table import LatentTable
+from infoscope.scope.confounds import ConfoundResult
+from infoscope.scope.extent.result import ExtentResult
+from infoscope.scope.partial_ranks import compute_spearman
+from infoscope.scope.separation import separate
+from infoscope.stages.confounds.numbers import Separation, join_seeds
+from infoscope.stages.score.result import ScopeResult
+
+ALL = "all features"
+MEASURES = {"extent": "evidence extent", "context_effect": "context effect"}
+SCORES = {
+    **MEASURES,
+    "cds": "CDS",
+    "cds_minus_chance": "CDS - chance",
+    "firing_rate": "firing frequency",
+}
+"""What may tell known-global from known-local features: column of the table of latents, and name."""
+CORRELATES = {
+    "cds": "CDS",
+    "cds_minus_chance": "CDS - chance",
+    "firing_rate": "firing frequency",
+    "support": "support (share of the grid)",
+    "context_effect": "context effect",
+    "image_effect": "effect of the global factors",
+    "label_effect": "effect of the patch labels",
+}
+"""What the measures may go with, as far as it is known."""
+
+
+class Found(NamedTuple):
+    """What was found of an SAE seed; `table` holds what is known of each latent."""
+
+    extent: ExtentResult
+    scope: ScopeResult
+    confounds: ConfoundResult
+    table: LatentTable
+
+    @property
+    def groups(self) -> dict[str, Bool[np.ndarray, " d_sae"]]:
+        """The features with an extent: all of them, and of each group."""
+        known = np.isfinite(self.extent.extent)
+        return {ALL: known, **{name: members & known for name, members in self.scope.partition.groups.items()}}
+
+
+Seeds = Sequence[Found]
+
+
+def list_groups(seeds: Seeds) -> list[str]:
+    """Return the groups of any seed, all features first."""
+    return list(dict.fromkeys(name for found in seeds for name in found.groups))
+
+
+class Curve(NamedTuple):
+    """Mean response of a group's features at each radius: their window alone, and all but their window."""
+
+    kept: list[Stat]
+    replaced: list[Stat]
+
+
+def compute_curves(seeds: Seeds) -> dict[str, Curve]:
+    """Return the responses of each group; a seed without such features is left out."""
+    return {
+        group: Curve(
+            _mean_over_seeds([(found.extent.response, found.groups.get(group)) for found in seeds]),
+            _mean_over_seeds([(found.extent.response_without, found.groups.get(group)) for found in seeds]),
+        )
+        for group in list_groups(seeds)
+    }
+
+
+def _mean_over_seeds(
+    seeds: Sequence[tuple[Float[np.ndarray, "n_radii d_sae"], Bool[np.ndarray, " d_sae"] | None]],
+) -> list[Stat]:
+    means = [
+        [compute_stat(row).mean for row in (response if members is None else response[:, members])]
+        for response, members in seeds
+        if members is None or members.any()
+    ]
+    return [compute_stat(of) for of in zip(*means, strict=True)] or [compute_stat([])] * len(seeds[0][0])
+
+
+class Summary(NamedTuple):
+    """Of a group's features that have an extent: how many, medians, shares, and images behind each."""
+
+    n: Stat
+    extent: Stat
+    context_effect: Stat
+    at_0: Stat
+    at_1: Stat
+    n_images: Stat
+
+
+def summarise_groups(seeds: Seeds) -> dict[str, Summary]:
+    """Return the summary of each group over SAE seeds."""
+    found = {}
+    for group in list_groups(seeds):
+        rows = []
+        for one in seeds:
+            members = one.groups.get(group, np.zeros(len(one.table), dtype=bool))
+            extent, effect = one.extent.extent[members], one.extent.context_effect[members]
+            if not len(extent):
+                rows.append((0, *[np.nan] * 5))
+                continue
+            shares = float((extent == 0).mean()), float((extent == 1).mean())
+            medians = float(np.median(extent)), float(np.nanmedian(effect))
+            rows.append((len(extent), *medians, *shares, float(one.extent.n_valid[members].mean())))
+        found[group] = Summary(*map(compute_stat, zip(*rows, strict=True)))
+    return found
+
+
+class Correlation(NamedTuple):
+    """Spearman's rank correlation, the partial one at equal firing frequency, and over how many features."""
+
+    rho: Stat
+    at_equal_rate: Stat
+    n: Stat
+
+
+def correlate(seeds: Seeds, measure: str, key: str) -> Correlation:
+    """Return how a measure goes with a column of the tables of latents."""
+    columns = [(found.table[measure], found.table[key], found.table["firing_rate"]) for found in seeds]
+    rhos, counts = zip(*(compute_spearman(values, other) for values, other, _ in columns), strict=True)
+    at_equal_rate = [compute_spearman(values, other, given=rate)[0] for values, other, rate in columns]
+    return Correlation(compute_stat(rhos), compute_stat(at_equal_rate), compute_stat(counts))
+
+
+def correlate_all(seeds: Seeds) -> dict[str, dict[str, Correlation]]:
+    """Return {measure: {column: how they go together}}, of the columns that are there."""
+    return {
+        measure: {
+            key: correlate(seeds, measure, key)
+            for key in CORRELATES
+            if key != measure and all(key in found.table for found in seeds)
+        }
+        for measure in MEASURES
+    }
+
+
+def separate_seeds(seeds: Seeds) -> Mapping[str, Separation]:
+    """Return how well each of `SCORES` tells known-global from known-local features; empty where none is known."""
+    if not all(found.confounds.has_truth for found in seeds):
+        return {}
+    return join_seeds(
+        [separate({name: np.asarray(found.table[name]) for name in SCORES}, found.confounds) for found in seeds]
+    )
