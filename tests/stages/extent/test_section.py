@@ -194,7 +194,7 @@ def test_it_renders_where_there_is_nothing(tmp_path: Path) -> None:
 def test_groups_by_extent_have_their_names() -> None:
     scope = make_scope_result()
     extent = make_extents(scope).extent
-    partition = make_partition(extent, scope.mass, PartitionConfig(quantile=0.5))
+    partition = make_partition(extent, scope.mass, PartitionConfig(By.extent, quantile=0.5))
     section = make_extent_section(
         [make_found(scope=replace(scope, by=By.extent, measured=extent, partition=partition))], DESIGN
     )

@@ -46,7 +46,7 @@ def draw_responses(curves: Mapping[str, Curve], first: Found) -> Figure:
     radii = first.extent.radii.tolist()
     colours = {ALL: INK, **colour_groups([name for name in curves if name != ALL])}
     for name, curve in curves.items():
-        label = name if name == ALL else name_group(name, first.scope.by)
+        label = name_group(name)
         draw_means(axes, radii, curve.kept, 1, colours[name], label=label)
         draw_means(axes, radii, curve.replaced, 1, colours[name], linestyle=(0, (4, 2)))
     axes.axhline(HALF, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
@@ -90,9 +90,9 @@ def _colour_features(found: Found) -> dict[str, tuple[str, np.ndarray]]:
     """Return {what is known: colour, which features}; without a truth the groups."""
     of = found.confounds
     if not of.has_truth:
-        groups, by = found.scope.partition.groups, found.scope.by
+        groups = found.scope.partition.groups
         colours = colour_groups(list(groups))
-        return {name_group(name, by): (colours[name], members) for name, members in groups.items()}
+        return {name_group(name): (colours[name], members) for name, members in groups.items()}
     known = {"known-local": (LOW, of.known_local), "known-global": (HIGH, of.known_global)}
     if of.known_broad.any():
         known["known-broad"] = (MIDDLE, of.known_broad)

@@ -41,7 +41,7 @@ def make_extent_section(seeds: Seeds, design: str, corners: Sequence[Corner] = (
     separations = separate_seeds(seeds)
     tables = {
         "extent": _make_response_table(curves, seeds),
-        "extent_groups": _make_group_table(summaries, seeds),
+        "extent_groups": _make_group_table(summaries),
         "extent_correlates": _make_correlation_table(correlations),
     }
     if separations:
@@ -91,10 +91,6 @@ def make_extent_section(seeds: Seeds, design: str, corners: Sequence[Corner] = (
     )
 
 
-def _name(group: str, seeds: Seeds) -> str:
-    return group if group == ALL else name_group(group, seeds[0].scope.by)
-
-
 def _make_response_table(curves: Mapping[str, Curve], seeds: Seeds) -> Table:
     radii = seeds[0].extent.radii.tolist()
     columns = [
@@ -103,8 +99,8 @@ def _make_response_table(curves: Mapping[str, Curve], seeds: Seeds) -> Table:
     ]
     for name in curves:
         key, optional = name.replace(" ", "_"), name != ALL
-        columns.append(Column(f"kept_{key}", f"kept, {_name(name, seeds)}"))
-        columns.append(Column(f"replaced_{key}", f"replaced, {_name(name, seeds)}", optional=optional))
+        columns.append(Column(f"kept_{key}", f"kept, {name_group(name)}"))
+        columns.append(Column(f"replaced_{key}", f"replaced, {name_group(name)}", optional=optional))
     notes = [
         "Activation at the patch where a feature fires most, with a window around it kept among donors, or replaced by"
         " donors. Of each image the sum over donors of (activation - the donor's own) over the sum of (the whole"
@@ -123,7 +119,7 @@ def _make_response_table(curves: Mapping[str, Curve], seeds: Seeds) -> Table:
     return table
 
 
-def _make_group_table(summaries: Mapping[str, Summary], seeds: Seeds) -> Table:
+def _make_group_table(summaries: Mapping[str, Summary]) -> Table:
     columns = [
         Column("group", "group", Align.left),
         Column("n", "features", digits=0, is_count=True),
@@ -143,7 +139,7 @@ def _make_group_table(summaries: Mapping[str, Summary], seeds: Seeds) -> Table:
     ]
     table = Table("extent_groups", "Extent and context effect by group", columns, notes)
     for name, of in summaries.items():
-        table.add_row(_name(name, seeds), *of)
+        table.add_row(name_group(name), *of)
     return table
 
 
