@@ -14,7 +14,7 @@ from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import FILE, LatentColumn, LatentTable
 from infoscope.stages.recalled import shows_past
 from infoscope.stages.sae import count_latents, has_maps, has_unit_rows, list_level_ends, sae_of
-from infoscope.stages.score.stage import key_of_partition, needs_of_groups, summarise_seed
+from infoscope.stages.score.stage import divides, key_of_partition, summarise_seed
 
 
 class Latents(SeedStage[LatentTable]):
@@ -63,7 +63,6 @@ def load_sources(ctx: Context, seed: int) -> list[type[SeedStage]]:
     Of scores that exist (`explore.of`) all are optional: what they would measure may be gone.
     """
     stages = [entry.load() for entry in registry.STAGES]
-    divided_by = {type(node.stage) for _, node in needs_of_groups(ctx, seed)} if has_maps(ctx) else set()
     known = [stage for stage in stages if issubclass(stage, SeedStage) and stage.latents is not Stage.latents]
     return [
         stage
@@ -72,7 +71,7 @@ def load_sources(ctx: Context, seed: int) -> list[type[SeedStage]]:
         and stage().applies(ctx)
         and (
             not (stage.is_optional or shows_past(ctx))
-            or stage in divided_by
+            or divides(ctx, stage)
             or stage.is_goal(ctx)
             or stage.at(ctx, seed).find()
         )

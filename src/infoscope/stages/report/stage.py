@@ -15,7 +15,7 @@ from infoscope.stages.latents import Latents
 from infoscope.stages.probe.stage import Probe, is_probed
 from infoscope.stages.publish import Published, describe_experiment
 from infoscope.stages.report.tokens import make_token_section
-from infoscope.stages.score.stage import Score, key_of_partition
+from infoscope.stages.score.stage import Score, divides, key_of_partition
 from infoscope.stages.stability.stage import READ_AT_HAND, make_section_at_hand
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.tokens.source import TokenFacts
@@ -32,7 +32,11 @@ def load_parts(ctx: Context) -> dict[str, Stage]:
         for name, stage in stages.items()
         if stage.in_report
         and stage.applies(ctx)
-        and (not stage.in_report_at_hand or all(stage.at(ctx, seed).find() for seed in ctx.config.seeds))
+        and (
+            not stage.in_report_at_hand
+            or divides(ctx, type(stage))
+            or all(stage.at(ctx, seed).find() for seed in ctx.config.seeds)
+        )
     }
 
 

@@ -127,4 +127,5 @@ def list_columns(scope: ScopeResult) -> Iterator[LatentColumn]:
     yield LatentColumn("n_two_sided", zeros.two_sided, "pairs with both maps all zero", "pairs")
     yield LatentColumn("one_sided", one_sided, "one-sided zeros", "share of pairs")
     yield LatentColumn("group", name_groups(scope), f"group ({scope.rule})")
-    yield LatentColumn("undecided", scope.undecided, "its pairs leave its group open")
+    if scope.by is By.cds:
+        yield LatentColumn("undecided", scope.undecided, "its pairs leave its group open")

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from infoscope import registry
 from infoscope.pipeline.context import Context, once
-from infoscope.pipeline.stage import Handle, Key, Needs, Node, Row, SeedStage, Shown, Work, name_artifacts
+from infoscope.pipeline.stage import Handle, Key, Needs, Node, Row, SeedStage, Shown, Stage, Work, name_artifacts
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
@@ -175,6 +175,11 @@ def needs_of_groups(ctx: Context, seed: int) -> Needs:
     if ctx.config.partition.by is not By.cds:
         more["extent"] = _extent_at(ctx, seed)
     return Needs(sae=sae_of(ctx, seed), ranking=Rank.at(ctx, seed), scores=Score.at(ctx, seed), **more)
+
+
+def divides(ctx: Context, stage: type[Stage]) -> bool:
+    """Whether the groups follow from what a stage makes."""
+    return has_maps(ctx) and any(type(node.stage) is stage for _, node in needs_of_groups(ctx, ctx.config.seeds[0]))
 
 
 def _extent_at(ctx: Context, seed: int) -> Handle[ExtentResult]:
