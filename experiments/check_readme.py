@@ -27,10 +27,11 @@ from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from claims import DIFFERS, LOST, MISSING, NEAR, Finding, check_claims
 from infoscope.commands.collect.opening import ContextFactory
-from infoscope.commands.experiments.sweep import Sweep, run_command
+from infoscope.commands.experiments.sweep import Experiment, Sweep, run_command
 from infoscope.config.tree import compose
 from infoscope.pipeline.run import find_stage, run
 from infoscope.report.tables import Align, Column, Table
@@ -70,16 +71,22 @@ def find_tables(name: str, *overrides: str, copy: str = "") -> Find:
     """
 
     def find(given: Sequence[str], builds: bool) -> Path | None:
-        experiment = load_script(name).EXPERIMENT
-        sweep = Sweep(experiment, [*given, *overrides, *([] if builds else ["build=false"])])
-        sweep.run()
-        if sweep.failures or sweep.missing or sweep.output_dir is None:
+        folder = write_tables(load_script(name).EXPERIMENT, [*given, *overrides], builds)
+        if folder is None:
             return None
-        sweep.write()
-        folder = sweep.output_dir / "experiments" / name
         return Path(shutil.copytree(folder, folder.with_name(copy), dirs_exist_ok=True)) if copy else folder
 
     return find
+
+
+def write_tables(experiment: Experiment[Any], arguments: Sequence[str], builds: bool) -> Path | None:
+    """Return the folder of an experiment's tables, written from what exists or is built; None: something is missing."""
+    sweep = Sweep(experiment, [*arguments, *([] if builds else ["build=false"])])
+    sweep.run()
+    if sweep.failures or sweep.missing or sweep.output_dir is None:
+        return None
+    sweep.write()
+    return sweep.output_dir / "experiments" / experiment.name
 
 
 def find_settings(given: Sequence[str], builds: bool) -> Path | None:
@@ -116,6 +123,12 @@ def find_swapped(*overrides: str) -> Find:
     return find
 
 
+def find_measures(given: Sequence[str], builds: bool) -> Path | None:
+    """The tables of scope_measures.py, which writes the SAE of its positive control."""
+    script = load_script("scope_measures")
+    return write_tables(script.add_control(list(given)), given, builds)
+
+
 def find_cross(given: Sequence[str], builds: bool) -> Path | None:
     """The page on what goes with scope, with attributions, which it takes where they are at hand."""
     find_report("stage=attribute")(given, builds)
@@ -136,6 +149,7 @@ KEPT = {
     "names_kinds": "experiments/demo/names_kinds",
     "names_patches": "experiments/demo/names_patches",
     "scope_by_layer": "experiments/demo/scope_by_layer",
+    "scope_measures": "experiments/demo/scope_measures",
     "sae_pareto": "experiments/demo/sae_pareto",
     "sae_pareto_pooled": "experiments/demo/sae_pareto_pooled",
     "lineage": "experiments/demo/lineage",
@@ -178,6 +192,7 @@ SOURCES: Mapping[str, Find] = {
     "planted": find_report("experiment=planted_registers", "seeds=[0]"),
     "gamma_sweep": find_tables("gamma_sweep"),
     "scope_by_layer": find_tables("scope_by_layer", "seeds=[0]"),
+    "scope_measures": find_measures,
     "k_cds_sweep": find_tables("k_cds_sweep"),
     "sae_pareto": find_tables(
         *("sae_pareto", "data.n_train=1200", "data.n_test=300", "scope.k_max=8", "sae.n_tokens=200000"),

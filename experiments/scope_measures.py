@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 
-from infoscope.commands.experiments.runs import Run, Shown, is_swept, join_runs
+from infoscope.commands.experiments.runs import Run, Shown, is_swept
 from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.config.tree import Config
 from infoscope.data.config import Planted
@@ -63,6 +63,7 @@ from infoscope.stages.probe.stage import read_probed
 from infoscope.stages.probe.tables import make_main_table, make_matched_table
 from infoscope.stages.sae import sae_of
 from infoscope.stages.score.stage import Score
+from infoscope.vision.config import ModelKind
 from infoscope.vision.planted_facts import PlantedFacts
 
 N_DRAWS = 1000
@@ -73,6 +74,7 @@ N_LATENTS = 128
 ONE_EACH = "one image and one donor each"
 MIN_GROUP = 4
 """With fewer features in a group, on average over SAE seeds, nothing is said of an AUROC; the control has 5."""
+CONTROL = "positive control"
 MEASURES = {
     "extent": "evidence extent",
     "context_effect": "context effect",
@@ -88,15 +90,8 @@ JUDGED = ("extent", "context_effect")
 """Which measures are held against the CDS."""
 KNOWN = {"global": "known-global", "broad": "known-broad"}
 """What is held against known-local features."""
-SUBSETS = {
-    "all": "AUROC",
-    "compact": "compact",
-    "diffuse": "diffuse",
-    "diffuse_compact": "diffuse against compact",
-    "matched": "matched frequency",
-}
-"""Known-global features among all, of a support, or of equal frequency as the local ones, which are of the same support
-but in the fourth: of diffuse local features there are none in most scenes."""
+SUBSETS = {"all": "AUROC", "compact": "compact", "diffuse": "diffuse", "matched": "matched frequency"}
+"""Known-global features, all or of a support, against all known-local ones; as many of both of like frequency."""
 STABLE = ("extent", "context_effect", "cds")
 
 
@@ -200,9 +195,9 @@ class Separated(NamedTuple):
         """Whether there are too few features to say anything."""
         return min(self.n_positive, self.n_negative) < MIN_GROUP
 
-    def gain(self, measure: str, other: str = "cds") -> Estimate:
-        """Return by how much the AUROC of one measure is larger than that of another."""
-        pairs = zip(self.aurocs[measure,], self.aurocs[other,], strict=True)
+    def gain(self, *names: str) -> Estimate:
+        """Return by how much the AUROC of a measure, or of a pair, is larger than that of the CDS."""
+        pairs = zip(self.aurocs[names], self.aurocs["cds",], strict=True)
         return estimate([one - of for one, of in pairs])
 
 
@@ -225,17 +220,13 @@ def separate_seed(of: OfSeed, known: str, seed: int) -> Iterator[tuple[dict[tupl
     confounds = of.confounds
     whole = np.isfinite(list(of.measures.values())).all(axis=0)
     positive, negative = getattr(confounds, f"known_{known}") & whole, confounds.known_local & whole
-    everyone = np.ones_like(whole)
     subsets: dict[str, tuple[Bool[np.ndarray, " d_sae"], Bool[np.ndarray, " d_sae"]]] = {
-        "all": (everyone, everyone),
-        "compact": (confounds.compact, confounds.compact),
-        "diffuse": (confounds.diffuse, confounds.diffuse),
-        "diffuse_compact": (confounds.diffuse, confounds.compact),
+        "all": (positive, negative),
+        "compact": (positive & confounds.compact, negative),
+        "diffuse": (positive & confounds.diffuse, negative),
         "matched": match_frequency(positive, negative, confounds.properties.firing_rate),
     }
-    for subset in SUBSETS:
-        of_positive, of_negative = subsets[subset]
-        pair = positive & of_positive, negative & of_negative
+    for pair in subsets.values():
         weights = draw_weights(np.stack(pair), N_DRAWS, seed)
         aurocs = {(name,): draw_auroc(values, *pair, weights) for name, values in of.measures.items()}
         for names in combinations(PAIRED, 2):
@@ -248,9 +239,11 @@ def make_measure_table(found: Found) -> Table:
     """Return a row per measure and pair of measures, a section per kind of truth."""
     columns = [Column("measure", "measure", Align.left)]
     for key, heading in SUBSETS.items():
-        ends = key != "all"
+        hidden = key != "all"
         columns += [Column(key, heading, digits=3)]
-        columns += [Column(f"{key}_{end}", end, digits=3, csv_only=ends) for end in ("from", "to")]
+        columns += [Column(f"{key}_{end}", end, digits=3, csv_only=hidden) for end in ("from", "to")]
+    ends = [Column(f"gain_{end}", end, digits=3, signed=True, csv_only=True) for end in ("from", "to")]
+    columns += [Column("gain", "gain on the CDS", digits=3, signed=True), *ends]
     for name in ("truth", "key", *(f"{key}_{side}" for key in SUBSETS for side in ("n_known", "n_local"))):
         columns.append(Column(name, name, is_count=True, csv_only=True))
     table = Table("scope_measures", "Known-global, and known-broad, against known-local features: AUROC", columns)
@@ -264,6 +257,7 @@ def make_measure_table(found: Found) -> Table:
         counts = [number for of in separated.values() for number in (of.n_positive, of.n_negative)]
         for names in whole.aurocs:
             cells = [value for of in separated.values() for value in estimate(of.aurocs[names])]
+            cells += whole.gain(*names)
             table.add_row(" with ".join(map(MEASURES.__getitem__, names)), *cells, known, "+".join(names), *counts)
     if not table.rows:
         table.instead = "No feature is known to be global or broad here, so that nothing is told from local ones."
@@ -284,8 +278,8 @@ def say_truth(words: str, separated: Mapping[str, Separated]) -> Iterator[str]:
     for subset, of in {"": separated["all"], "diffuse ": separated["diffuse"]}.items():
         if of.is_small and not subset:
             yield f"Too few {words} or known-local features to say which measure tells them apart."
-        elif not of.is_small:
-            yield from (_say_gain(f"{subset}{words} from {subset}known-local", of, name) for name in JUDGED)
+        elif not of.is_small and (not subset or of.n_positive < separated["all"].n_positive):
+            yield from (_say_gain(f"{subset}{words} from known-local", of, name) for name in JUDGED)
 
 
 def _say_gain(groups: str, of: Separated, name: str) -> str:
@@ -381,9 +375,10 @@ def draw_measures(runs: Sequence[Run[Found]]) -> Figure:
         axes.scatter(extent, cds, s=6, c=FAINT, linewidths=0, label="all others")
         for words, colour in colours.items():
             members = getattr(of.confounds, words.replace("-", "_"))
-            axes.scatter(extent[members], cds[members], s=12, c=colour, linewidths=0, label=words)
+            axes.scatter(extent[members], cds[members], s=12, c=colour, linewidths=0, label=words, clip_on=False)
         axes.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
-        axes.set_title(str(run.facts["setting"]) or run.label, fontsize=7)
+        axes.set_title(name_run(run).partition(",")[0])
+        axes.set_ylim(bottom=0)
         axes.set_xlabel("evidence extent")
         axes.set_ylabel("CDS")
         if place == 1:
@@ -393,20 +388,31 @@ def draw_measures(runs: Sequence[Run[Found]]) -> Figure:
 
 def show(runs: Sequence[Run[Found]]) -> Shown:
     """The AUROCs under the first finding, how stable the measures are, what is lost without either half by each."""
-    measures = [make_measure_table(run.found) for run in runs]
-    tables = [join_tables([Part(run.label, run.facts, of) for run, of in zip(runs, measures, strict=True)])]
-    tables[0].title = next((note for of in measures for note in of.notes), tables[0].title).removesuffix(".")
-    tables.append(join_runs(runs, _make_stability))
+    parts = [make_part(run, make_measure_table(run.found)) for run in runs]
+    measures = join_tables(parts)
+    measures.title = next((note for part in parts for note in part.table.notes), measures.title).removesuffix(".")
+    tables = [measures, join_tables([make_part(run, _make_stability(run)) for run in runs])]
     removal, matched = [], []
     for run in runs:
         for by, results in run.found.removal.items():
-            heading, facts = f"{run.label}, divided by {by.words}", {**run.facts, "by": by.name}
-            removal.append(Part(heading, facts, make_main_table(results)))
+            removal.append(make_part(run, make_main_table(results), by))
             if (table := make_matched_table(results)) is not None:
-                matched.append(Part(heading, facts, table))
+                matched.append(make_part(run, table, by))
     tables += [join_tables(parts) for parts in (removal, matched) if parts]
-    more = [join_runs(runs, lambda run: make_correlation_table(run.found))]
+    more = [join_tables([make_part(run, make_correlation_table(run.found)) for run in runs])]
     return Shown(tables, {"scope_measures": partial(draw_measures, runs)}, more)
+
+
+def make_part(run: Run[Found], table: Table, by: By | None = None) -> Part:
+    """Return a table of a run under a heading that names it, and by what features are divided."""
+    name = name_run(run)
+    facts = {**run.facts, "setting": name} | ({} if by is None else {"by": by.name})
+    return Part(name if by is None else f"{name}, divided by {by.words}", facts, table)
+
+
+def name_run(run: Run[Found]) -> str:
+    """Return which run it is: the control, whose label would be long, or the configuration in words."""
+    return CONTROL if run.config.model.kind is ModelKind.planted_facts else run.label
 
 
 def _make_stability(run: Run[Found]) -> Table:

@@ -84,7 +84,7 @@ def test_it_says_first_which_measure_tells_the_truth(
     row = find_row([{key: str(of) for key, of in one.items()} for one in table.records()], key="extent")
     assert (float(row["all"]) > 0.8) is (informed.get("extent") == 2)
     assert float(row["all_from"]) < float(row["all"]) < float(row["all_to"])
-    assert (row["all_n_known"], row["diffuse_n_known"], row["compact_n_local"]) == ("100.0", "50.0", "50.0")
+    assert (row["all_n_known"], row["diffuse_n_known"], row["compact_n_local"]) == ("100.0", "50.0", "100.0")
 
 
 def test_pairs_are_worth_what_their_members_are(module: ModuleType) -> None:
@@ -92,7 +92,8 @@ def test_pairs_are_worth_what_their_members_are(module: ModuleType) -> None:
     separated = module.separate(seeds, "global")["all"]
     alone = {names: np.mean([draws[0] for draws in of]) for names, of in separated.aurocs.items()}
     assert alone["extent", "cds"] > max(alone["extent",], alone["cds",]) + 0.03
-    assert separated.gain("extent", "extent").value == 0
+    assert separated.gain("cds").value == 0
+    assert separated.gain("extent", "cds").low > 0
 
 
 def test_too_few_known_features_are_said(module: ModuleType) -> None:
