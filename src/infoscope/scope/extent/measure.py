@@ -15,6 +15,7 @@ from torch import Tensor
 from infoscope.data.images import ImageBatch, ImageSet
 from infoscope.data.reader import open_images
 from infoscope.runtime.parts import N_PARTS, Part, compute_parts, cut
+from infoscope.runtime.profile import Kind, spent_on
 from infoscope.runtime.progress import Advance, ignore
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, choose_layer
@@ -165,7 +166,7 @@ class _Windows:
         rows, ranks = self.wanted.find_pairs(index)
         latents = self.wanted.latents[rows]
         slots = np.searchsorted(index, self.wanted.top_images[rows, ranks])
-        tokens = self.backbone.tokens(images, self.layer).patches
+        tokens = self._read(images)
         peaks, patches = (of.cpu().numpy() for of in self._encode(tokens, slots, latents).max(dim=1))
         sites = _Sites.find(slots, patches, peaks > 0, tokens.shape[1])
         donors = self._blur(index, images) if self.config.donor is Donor.blur else self.pool
@@ -191,12 +192,17 @@ class _Windows:
     def _encode(
         self, tokens: Float[Tensor, "n_images n_patches d_in"], slots: np.ndarray, latents: np.ndarray
     ) -> Float[Tensor, "n_pairs n_patches"]:
-        return encode_pairs(self.wanted.sae, tokens[None], slots, latents)[:, 0]
+        with spent_on(Kind.encoder):
+            return encode_pairs(self.wanted.sae, tokens[None], slots, latents)[:, 0]
+
+    def _read(self, pictures: UInt8[Tensor, "n 3 px px"]) -> Float[Tensor, "n n_patches d_in"]:
+        with spent_on(Kind.forward):
+            return self.backbone.tokens(pictures, self.layer).patches
 
     def _blur(self, index: Int[np.ndarray, " n"], images: UInt8[Tensor, "n 3 px px"]) -> Donors:
         """Return the images themselves, blurred, as donors of their own."""
         pictures = blur(images, self.config.blur_patches * self.backbone.patch_px)
-        return Donors(index, pictures, self.backbone.tokens(pictures, self.layer).patches)
+        return Donors(index, pictures, self._read(pictures))
 
     def _draw(
         self,
@@ -265,8 +271,7 @@ class _Windows:
             windows = make_windows(grid, sites.patch[site], np.array(self.design.radii)[radius])
             own, other = images[sites.slot[site]], donors.pictures[chosen[site, donor]]
             pictures = compose(own, other, windows) if is_kept else compose(other, own, windows)
-            tokens = self.backbone.tokens(pictures, self.layer).patches
-            at_site = tokens[torch.arange(len(work)), sites.patch[site]][:, None]
+            at_site = self._read(pictures)[torch.arange(len(work)), sites.patch[site]][:, None]
             first, last = np.searchsorted(sites.site, site), np.searchsorted(sites.site, site, side="right")
             slots = np.repeat(np.arange(len(work)), last - first)
             pairs = np.concatenate([np.arange(*ends) for ends in zip(first, last, strict=True)])
