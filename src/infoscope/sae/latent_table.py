@@ -104,8 +104,8 @@ class LatentTable:
         if name not in self._columns:
             raise UnknownColumn(
                 f"Expected one of the {len(self._columns)} columns of this table, which print(table) names, got"
-                f" {name!r}{suggest(str(name), list(self._columns))}; stage=effects, segment and adapt add theirs when"
-                " they have run."
+                f" {name!r}{suggest(str(name), list(self._columns))}; stage=effects, extent, segment, adapt add theirs"
+                " when they have run."
             )
         return self._columns[name].values
 
