@@ -26,7 +26,7 @@ from matplotlib.lines import Line2D
 from infoscope.commands.experiments.runs import Run, Shown, join_runs
 from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.pipeline.context import Context
-from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, make_figure, write_empty
+from infoscope.report.figure_style import BAND_COLOURS, FAINT, GREY, INK, make_figure, write_empty
 from infoscope.report.tables import Table, compute_stat
 from infoscope.scope.group_activation import GroupActivation
 from infoscope.scope.partition import name_group
@@ -99,7 +99,7 @@ def draw_group_activation(
 def _draw_ratios(axes: Axes, runs: Sequence[GroupActivation], names: Sequence[str], paper: Mapping[str, float]) -> None:
     for place, name in enumerate(names):
         ratios = [run.groups[name].ratio for run in runs if name in run.groups]
-        colour = {"high": HIGH, "low": LOW}.get(name, GREY)
+        colour = BAND_COLOURS.get(name, GREY)
         axes.plot(list(map(_bound, ratios)), [place] * len(ratios), "o", color=colour, markersize=5, alpha=0.8)
         if name in paper:
             axes.plot(_bound(paper[name]), place, "D", color=colour, mfc="white", markersize=6)

@@ -63,7 +63,7 @@ def measure(ctx: Context) -> Found:
 def compare(scopes: Sequence[ScopeResult], largest: Sequence[ScopeResult]) -> list[Stat]:
     """Return `COLUMNS` over SAE seeds, against the scores of the largest k."""
     pairs = list(zip(scopes, largest, strict=True))
-    agreed = [compare_cds(a.cds, b.cds, a.partition.gamma, b.partition.gamma) for a, b in pairs]
+    agreed = [compare_cds(a.cds, b.cds, a.cds_gamma, b.cds_gamma) for a, b in pairs]
     scored = [np.isfinite(scope.cds[scope.firing_rate > 0]) for scope in scopes]
     return [
         compute_stat(one.rank_correlation for one in agreed),

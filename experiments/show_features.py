@@ -28,6 +28,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 from infoscope.runtime.output import say
 from infoscope.runtime.progress import Display
+from infoscope.scope.partition import ABOVE
 from infoscope.stages.backbone import load_backbone
 from infoscope.stages.contextual_dependency.measure import ContextualDependency, contextual_dependency
 from infoscope.stages.sae import sae_of
@@ -45,8 +46,8 @@ def choose_latents(scope: ScopeResult, found: ContextualDependency, group: str) 
     """Return the features of a group to show, from the end of the scores that it lies at."""
     fires = np.isfinite(found.emd).sum(axis=1) >= min(MIN_PICTURES, found.emd.shape[1])
     latents = np.flatnonzero(scope.partition.groups[group] & ~scope.undecided & fires)
-    order = np.argsort(scope.cds[latents], kind="stable")
-    return latents[order[::-1] if group == "high" else order][:N_EACH]
+    order = np.argsort(scope.measure[latents], kind="stable")
+    return latents[order[::-1] if group in ABOVE else order][:N_EACH]
 
 
 def run(arguments: list[str]) -> list[str]:
