@@ -60,7 +60,10 @@ def draw_responses(curves: Mapping[str, Curve], first: Found) -> Figure:
 
 
 def draw_extent_cds(seeds: Seeds) -> Figure:
-    """Draw each feature's extent and context effect against its CDS; features of all SAE seeds together."""
+    """Draw each feature's extent and context effect against its CDS; features of all SAE seeds together.
+
+    Where one of the two divides features, a line for each seed marks its gamma.
+    """
     if not any((np.isfinite(found.scope.cds) & np.isfinite(found.extent.extent)).any() for found in seeds):
         return make_empty("No feature has both an extent and a CDS.")
     figure = make_figure(3.4)
@@ -74,6 +77,8 @@ def draw_extent_cds(seeds: Seeds) -> Figure:
                 style = {"color": colour, "alpha": alpha, "linewidth": 0, "zorder": 2 + layer, "rasterized": True}
                 axes.scatter(found.scope.cds[chosen], values[chosen], s=size, **style)
                 legend[label] = colour
+            if found.scope.by.name == measure and found.scope.partition.gamma is not None:
+                axes.axhline(found.scope.partition.gamma, color=INK, linewidth=1, linestyle=(0, (5, 2)))
         axes.set(xlabel="CDS", ylabel=f"{name} ({'share of the side' if measure == 'extent' else 'share of variance'})")
         axes.set_xlim(left=0)
         axes.set_ylim(-0.03, 1.03)

@@ -7,6 +7,7 @@ from functools import partial
 
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import OVER_SEEDS, PERCENT, Align, Cell, Column, Table
+from infoscope.scope.config import By
 from infoscope.scope.partition import name_group
 from infoscope.scope.separation import BROAD, SUBSETS
 from infoscope.stages.confounds.numbers import Separation
@@ -55,7 +56,8 @@ def make_extent_section(seeds: Seeds, design: str, corners: Sequence[Corner] = (
         ),
         "extent_cds": SectionFigure(
             partial(draw_extent_cds, seeds),
-            "Each feature's extent and context effect against its CDS; extents of 0 and 1 are spread a little.",
+            "Each feature's extent and context effect against its CDS; extents of 0 and 1 are spread a little."
+            + ("" if seeds[0].scope.by is By.cds else " Dashed: gamma, which divides features here."),
         ),
     }
     if corners:
