@@ -15,6 +15,7 @@ from infoscope.scope.matching import (
     match_nearest,
     name_matched,
 )
+from infoscope.scope.partition import ENDS
 from infoscope.scope.separation import match_frequency
 
 
@@ -98,6 +99,18 @@ def test_matched_frequency_is_that_of_bins() -> None:
     found = match_groups({"high": high, "low": ~high}, rate, np.full(200, 0.1), rate, seed=3)
     for ours, theirs in zip(found["frequency"], match_frequency(high, ~high, rate, 3), strict=True):
         assert np.array_equal(ours, theirs)
+
+
+def test_groups_by_another_measure_are_matched_alike() -> None:
+    rng = np.random.default_rng(2)
+    high, rate = rng.random(200) < 0.5, rng.exponential(0.02, 200)
+    expected = match_groups({"high": high, "low": ~high}, rate, rate**0.5, rate)
+    for above, below in ENDS.values():
+        found = match_groups({below: ~high, above: high}, rate, rate**0.5, rate)
+        assert found.keys() == expected.keys()
+        for matching, pair in found.items():
+            np.testing.assert_array_equal(pair, expected[matching])
+    assert match_groups({"band 1 of 2": high, "band 2 of 2": ~high}, rate, rate, rate) == {}
 
 
 def test_balance_by_hand() -> None:

@@ -16,8 +16,10 @@ from infoscope.report.page import Page, write_report
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import MINUS, Table
 from infoscope.sae.latent_table import LatentColumn, LatentTable
+from infoscope.scope.config import By, PartitionConfig
 from infoscope.scope.matching import MATCHINGS, PROPERTIES, Pair, match_groups, name_matched
 from infoscope.scope.partial_ranks import compute_partials
+from infoscope.scope.partition import make_partition
 from infoscope.stages.effects.numbers import OTHERS, SCORES, compare_scores, judge_matching, predict_effects
 from infoscope.stages.effects.section import make_effect_section
 from infoscope.stages.probe.tables import make_matched_table, make_removal_tables, summarise_removal
@@ -261,3 +263,28 @@ def test_without_scores_it_says_so() -> None:
     _, section = make_one([scope], [])
     assert "Too few features" in section.findings[0]
     assert section.tables["effects"].sentence
+
+
+def test_groups_by_another_measure_are_told_by_their_names() -> None:
+    """The same groups under other names: the same numbers, and no word of high or low scope."""
+    scopes = [make_scope_result(seed) for seed in range(2)]
+    results = make_matched_results(2, empty=())
+    _, of_cds = make_one(scopes, results)
+    divided = [
+        replace(
+            scope,
+            by=By.extent,
+            measured=scope.cds,
+            partition=make_partition(scope.cds, scope.mass, PartitionConfig(By.extent, gamma=0.2)),
+        )
+        for scope in scopes
+    ]
+    renamed = json.loads(json.dumps(results).replace('"high', '"wide').replace('"low', '"narrow'))
+    _, by_extent = make_one(divided, renamed)
+    told = "\n".join([*of_cds.findings, *(table.to_markdown() for table in of_cds.tables.values())])
+    again = "\n".join([*by_extent.findings, *(table.to_markdown() for table in by_extent.tables.values())])
+    assert re.search(r"\bnarrow\b", again)
+    assert not re.search(r"(high|low).scope|high minus", again)
+    for word, other in (("high", "wide"), ("low", "narrow")):
+        told = re.sub(rf"\b{word}[- ]scope\b", other, told)
+    assert re.sub(r"\bhigh minus low\b", "wide minus narrow", told) == again
