@@ -946,7 +946,133 @@ LINEAGE = (
         ],
     ),
 )
+TRUTH = "scope_measures/scope_measures/model={};truth={};key={}/{}"
+AGAINST = "scope_measures/removal_against_random/by={};group={};metric={}/difference * -100"
+SCOPE_MEASURES_README = (
+    Claim(
+        "on scenes of another seed, with an AUROC of {} where the CDS has {} (a difference of {}, {} to {} over"
+        " features), context effect (the share of an activation's variance that all but its own patch makes) with {}:",
+        [
+            *(TRUTH.format("scenes_clip", "global", key, "all") for key in ("extent", "cds")),
+            *(TRUTH.format("scenes_clip", "global", "extent", of) for of in ("gain", "gain_from", "gain_to")),
+            TRUTH.format("scenes_clip", "global", "context_effect", "all"),
+        ],
+    ),
+    Claim(
+        "the CDS finds those on one patch ({}) and takes those on all for local ({}, it is 0 by definition); context"
+        " effect finds the latter ({}), the CDS less its chance level both ({} and {}).",
+        [
+            TRUTH.format("planted_facts", "broad", *of)
+            for of in (
+                *(("cds", "compact"), ("cds", "diffuse"), ("context_effect", "diffuse")),
+                *(("cds_minus_chance", "compact"), ("cds_minus_chance", "diffuse")),
+            )
+        ],
+    ),
+    Claim(
+        "random ones of equal mass (it costs the final CLS {} points more, mIoU {}), where removing low scope costs {} and"
+        " {}.",
+        [
+            AGAINST.format(by, group, metric)
+            for by, group in (("extent", "narrow"), ("cds", "low-scope"))
+            for metric in ("top1_cls_final", "miou")
+        ],
+    ),
+)
+STABLE = "scope_measures/scope_measures_stability/model=scenes_clip;comparison="
+REMOVED = "scope_measures/removal/by={};variant={}"
+EQUAL_RATE = "scope_measures/removal_matched/by={};variant={}, matched frequency"
+SCOPE_MEASURES = (
+    Claim(
+        "from known-local features worse than the CDS: AUROC {} against {}, a difference of {} ({} to {}). Context"
+        " effect does no better ({}), firing frequency alone, turned round, much better ({}). Extent adds nothing to"
+        " the CDS ({}), firing frequency does ({}).",
+        [
+            TRUTH.format("scenes_clip", "global", *of)
+            for of in (
+                *(("extent", "all"), ("cds", "all"), ("extent", "gain"), ("extent", "gain_from")),
+                *(("extent", "gain_to"), ("context_effect", "all"), ("firing_rate", "all")),
+                *(("extent+cds", "all"), ("cds+firing_rate", "all")),
+            )
+        ],
+    ),
+    TableClaim(
+        "| measure, scenes |",
+        [
+            (name, TRUTH.format("scenes_clip", "global", key, "").removesuffix("/"))
+            for key, name in (
+                *(("extent", "evidence extent"), ("context_effect", "context effect")),
+                *(("own_patch", "response to its own patch, reversed"), ("cds", "CDS")),
+                *(("cds_minus_chance", "CDS - chance"), ("firing_rate", "firing frequency, reversed")),
+                *(("support", "support, reversed"), ("extent+cds", "evidence extent with CDS")),
+                *(("context_effect+cds", "context effect with CDS"), ("cds+firing_rate", "CDS with firing")),
+            )
+        ],
+        {"AUROC": "all", "from": "all_from", "to": "all_to", "over the CDS": "gain"}
+        | {"least": "gain_from", "most": "gain_to", "matched": "matched"},
+    ),
+    Claim(
+        "for local ({}); context effect has these ({}) and hardly those on one patch ({}), extent {} and {}. The light"
+        " on all patches is the only global factor that is diffuse: CDS {}, extent {}, context effect {}, the CDS less"
+        " its chance level {}.",
+        [
+            *(
+                TRUTH.format("planted_facts", "broad", *of)
+                for of in (
+                    *(("cds", "diffuse"), ("context_effect", "diffuse"), ("context_effect", "compact")),
+                    *(("extent", "compact"), ("extent", "diffuse")),
+                )
+            ),
+            *(
+                TRUTH.format("planted_facts", "global", key, "diffuse")
+                for key in ("cds", "extent", "context_effect", "cds_minus_chance")
+            ),
+        ],
+    ),
+    TableClaim(
+        "| measure, control |",
+        [
+            (name, TRUTH.format("planted_facts", "broad", key, "").removesuffix("/"))
+            for key, name in (
+                *(("extent", "evidence extent"), ("context_effect", "context effect")),
+                *(("own_patch", "response to its own patch, reversed"), ("cds", "CDS")),
+                *(("cds_minus_chance", "CDS - chance"), ("firing_rate", "firing frequency, reversed")),
+                ("support", "support, reversed"),
+            )
+        ],
+        {"known-broad": "all", "on one patch": "compact", "on all patches": "diffuse"},
+    ),
+    TableClaim(
+        "| made otherwise |",
+        [
+            (name, f"{STABLE}{name}")
+            for name in (
+                *("half of the images", "half of the donors", "donors: a mean colour"),
+                *("donors: the picture itself, blurred", "one image and one donor each", "another SAE seed"),
+            )
+        ],
+        {"evidence extent": "extent", "context effect": "context_effect", "CDS": "cds", "features": "n_features"},
+    ),
+    TableClaim(
+        "| divided by |",
+        [
+            (words, address.format(by, variant))
+            for by, words, one, other in (
+                ("cds", "CDS", "high", "low"),
+                ("extent", "evidence extent", "wide", "narrow"),
+                ("context_effect", "context effect", "context-driven", "patch-driven"),
+            )
+            for address, variant in (
+                *((REMOVED, f"without {name}{'-scope' * (by == 'cds')}") for name in (one, other)),
+                *((REMOVED, f"random, mass of {name}") for name in (one, other)),
+                *((EQUAL_RATE, f"without {name}{'-scope' * (by == 'cds')}") for name in (one, other)),
+            )
+        ],
+        {"latents": "n_latents", "mass": "mass_share * 100", "top-1 patch mean": "top1_patch_mean * 100"}
+        | {"top-1 final CLS": "top1_cls_final * 100", "mIoU": "miou * 100", "depth RMSE": "depth_rmse_m"},
+    ),
+)
 CLAIMS: Mapping[str, Sequence[Claim | TableClaim]] = {
-    "README.md": README,
-    "experiments/README.md": (*EXPERIMENTS, *LINEAGE, *RECONSTRUCTION),
+    "README.md": (*README, *SCOPE_MEASURES_README),
+    "experiments/README.md": (*EXPERIMENTS, *LINEAGE, *RECONSTRUCTION, *SCOPE_MEASURES),
 }

@@ -57,6 +57,7 @@ from infoscope.stages.ablations import ablations_of, matched_ablations_of
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.extent.stage import Extent
 from infoscope.stages.images import open_split
+from infoscope.stages.probe.against_random import make_table_against_random
 from infoscope.stages.probe.results import Result
 from infoscope.stages.probe.run import probe_variants
 from infoscope.stages.probe.stage import read_probed
@@ -392,13 +393,14 @@ def show(runs: Sequence[Run[Found]]) -> Shown:
     measures = join_tables(parts)
     measures.title = next((note for part in parts for note in part.table.notes), measures.title).removesuffix(".")
     tables = [measures, join_tables([make_part(run, _make_stability(run)) for run in runs])]
-    removal, matched = [], []
+    removal, against, matched = [], [], []
     for run in runs:
         for by, results in run.found.removal.items():
             removal.append(make_part(run, make_main_table(results), by))
+            against.append(make_part(run, make_table_against_random(results), by))
             if (table := make_matched_table(results)) is not None:
                 matched.append(make_part(run, table, by))
-    tables += [join_tables(parts) for parts in (removal, matched) if parts]
+    tables += [join_tables(parts) for parts in (removal, against, matched) if parts]
     more = [join_tables([make_part(run, make_correlation_table(run.found)) for run in runs])]
     return Shown(tables, {"scope_measures": partial(draw_measures, runs)}, more)
 
