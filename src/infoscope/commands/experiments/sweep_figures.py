@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from infoscope.report.figure_style import FAINT, HIGH, INK, LOW, draw_means, make_empty, make_panels
 from infoscope.report.tables import Stat, compute_stat
-from infoscope.scope.partition import ENDS, name_group
+from infoscope.scope.partition import ABOVE, ENDS, name_group
 from infoscope.stages.probe.results import MAIN_METRICS, Metric, Result, get_variant, is_empty, present_metrics
 
 MODE = "error_preserving"
@@ -85,12 +85,12 @@ def _draw_metric(
 ) -> None:
     scale = metric.column.scale
     x = np.array([point.x for point in points])
-    for number, (wanted, (_, colour, line, marker)) in enumerate(lines.items()):
+    for wanted, (_, colour, line, marker) in lines.items():
         stats = [_read(point.results, metric, wanted) for point in points]
         if is_scale:
             draw_means(axes, x, stats, scale, colour, linestyle=line, marker=marker)
             continue
-        place = x + 0.13 * (number - (len(lines) - 1) / 2)
+        place = x + 0.13 * (_find_slot(wanted[1], wanted[2]) - 2)
         mean, sd = scale * np.array([(stat.mean, stat.sd) for stat in stats]).T
         axes.errorbar(
             place, mean, np.nan_to_num(sd), color=colour, linestyle="", marker=marker or "_", ms=5, elinewidth=1
@@ -98,6 +98,11 @@ def _draw_metric(
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     if not metric.higher_is_better:
         axes.invert_yaxis()  # below is worse in every panel
+
+
+def _find_slot(group: str | None, control: str | None) -> int:
+    """Return which of five places side by side a line has: the original tokens, then each group and its random ones."""
+    return 0 if group is None else 1 + 2 * (group not in ABOVE) + (control is not None)
 
 
 def _read(results: Sequence[Result], metric: Metric, wanted: tuple[str, str | None, str | None]) -> Stat:
