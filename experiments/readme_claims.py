@@ -970,8 +970,8 @@ SCOPE_MEASURES_README = (
         ],
     ),
     Claim(
-        "random ones of equal mass (it costs the final CLS {} points more, mIoU {}), where removing low scope costs {} and"
-        " {}.",
+        "random ones of equal mass (it costs the final CLS {} points more, mIoU {}), where removing low scope costs {}"
+        " and {}.",
         [
             AGAINST.format(by, group, metric)
             for by, group in (("extent", "narrow"), ("cds", "low-scope"))
