@@ -129,11 +129,12 @@ def describe_design(ctx: Context) -> str:
 
 def list_columns(found: ExtentResult) -> Iterator[LatentColumn]:
     """Return what windows tell of each latent."""
-    grid, share = "share of the grid's side", "share of the response"
-    yield LatentColumn("extent", found.extent, "evidence extent: smallest window that keeps half the response", grid)
-    heading = "context effect: variance of a patch's activation that contexts make"
+    kept = "of the whole picture's, 0 being the donor's"
+    heading = "evidence extent: how wide a window keeps half of the response"
+    yield LatentColumn("extent", found.extent, heading, "share of the grid's side")
+    heading = "context effect: variance of a patch's activation that its surroundings make"
     yield LatentColumn("context_effect", found.context_effect, heading, "share of variance")
-    yield LatentColumn("own_patch", found.response[0], "response to its own patch among donors", share)
+    yield LatentColumn("own_patch", found.response[0], "response to its own patch among donors", f"share {kept}")
     heading = "response to its surroundings without its own patch"
-    yield LatentColumn("without_patch", found.response_without[0], heading, share)
-    yield LatentColumn("n_extent_images", found.n_valid, "images that its extent is a mean over", "images")
+    yield LatentColumn("without_patch", found.response_without[0], heading, f"share {kept}")
+    yield LatentColumn("n_extent_images", found.n_valid, "images from which its extent is read", "images")
