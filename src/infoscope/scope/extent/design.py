@@ -32,10 +32,14 @@ class Design:
     n_pool: int
 
     @property
+    def n_windows(self) -> int:
+        """Pictures with a window for each latent and image: kept, and replaced."""
+        return 2 * self.n_donors * len(self.radii)
+
+    @property
     def n_forwards(self) -> int:
         """Pictures that are encoded at most; fewer where latents peak at the same patch of an image."""
-        n_windows = 2 * self.n_donors * len(self.radii)
-        return self.n_latents * self.n_images * (self.n_plain + n_windows) + self.n_pool
+        return self.n_latents * self.n_images * (self.n_plain + self.n_windows) + self.n_pool
 
     @property
     def words(self) -> str:

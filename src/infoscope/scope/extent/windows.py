@@ -103,5 +103,5 @@ def compose(
 ) -> UInt8[Tensor, "n 3 px px"]:
     """Return pictures that show the first inside of windows and the second outside, at the same place of the grid."""
     patch_px = inside.shape[-1] // windows.shape[-1]
-    mask = windows.repeat_interleave(patch_px, 1).repeat_interleave(patch_px, 2)
-    return torch.where(mask[:, None].to(inside.device), inside, outside)
+    mask = windows.to(inside.device).repeat_interleave(patch_px, 1).repeat_interleave(patch_px, 2)
+    return torch.where(mask[:, None], inside, outside)

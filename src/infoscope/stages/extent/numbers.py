@@ -33,6 +33,7 @@ CORRELATES = {
     "support": "support (share of the grid)",
     "context_effect": "context effect",
     "image_effect": "effect of the global factors",
+    "fact_effect": "effect of the broad facts",
     "label_effect": "effect of the patch labels",
 }
 """What the measures may go with, as far as it is known."""
