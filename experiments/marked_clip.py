@@ -34,6 +34,8 @@ from infoscope.vision.open_clip.weights import LOCAL_WEIGHTS, SHIPPED_FOLDER
 
 SIDE_PX = 104
 WARMUP_STEPS = 20
+FACT_WEIGHT = 3
+"""Of a broad fact's part of the loss, that of any other target being 1."""
 MARKS = ("upper left", "upper right", "lower left", "lower right")
 
 
@@ -69,9 +71,9 @@ def tune_clip(scenes: MarkedScenes, folder: Path, n_steps: int, batch_size: int,
         pooled = F.normalize(tower((images - mean) / std), dim=-1) * 8
         vectors = pooled, F.layer_norm(seen["tokens"][:, 1:].mean(1), (backbone.d_in,))
         told = [
-            F.cross_entropy(head(vector), of[index])
+            F.cross_entropy(head(vector), of[index]) * (FACT_WEIGHT if name in scenes.broad_facts else 1)
             for vector, those in zip(vectors, heads, strict=True)
-            for head, of in zip(those.children(), labels.values(), strict=True)
+            for head, (name, of) in zip(those.children(), labels.items(), strict=True)
         ]
         loss = torch.stack(told).mean()
         optimizer.zero_grad()
@@ -93,7 +95,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--n-images", type=int, default=8000)
-    parser.add_argument("--n-steps", type=int, default=250)
+    parser.add_argument("--n-steps", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=5e-4)
     given = parser.parse_args(arguments)

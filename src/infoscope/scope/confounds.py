@@ -10,8 +10,9 @@ many small groups explain something by chance):
 - fact effect, where images have broad facts: as the image effect, by what no small window of the picture tells.
 
 Known-global: image effect at least the upper of `IMAGE_CUTS`, label effect below the lower of `LABEL_CUTS`.
-Known-broad: the same of the fact effect. A global factor may be read off a single patch (the light off one of sky), so
-known-global is about what a latent knows; who knows a broad fact has looked broadly (`data/scenes/marks.py`).
+Known-broad: fact effect at least the upper of `IMAGE_CUTS`. A global factor may be read off a single patch (the light
+off one of sky), so known-global is about what a latent knows; who knows a broad fact has looked broadly, wherever in a
+picture it fires (`data/scenes/marks.py`). Where there are such facts, known-local latents know little of them.
 Known-local: label effect at least the upper of `LABEL_CUTS`, image effect below the lower of `IMAGE_CUTS`. All other
 latents, and those that fire on fewer than `MIN_IMAGES` images, are undeclared. An effect that does not exist because
 nothing varies (a latent that is even over every image has no label effect) counts as none.
@@ -119,13 +120,14 @@ class ConfoundResult:
 
     @property
     def known_broad(self) -> Bool[np.ndarray, " d_sae"]:
-        """Latents declared broad: a broad fact explains them, where they fire in an image does not."""
-        return self._declare(self.fact_effect, IMAGE_CUTS[1], self.label_effect, LABEL_CUTS[0])
+        """Latents declared broad: a broad fact explains them, on whatever patches they fire."""
+        return self.fires_enough & (self.fact_effect >= IMAGE_CUTS[1])
 
     @property
     def known_local(self) -> Bool[np.ndarray, " d_sae"]:
         """Latents declared local: what lies in the patch explains them, the picture as a whole does not."""
-        return self._declare(self.label_effect, LABEL_CUTS[1], self.image_effect, IMAGE_CUTS[0])
+        whole_picture = np.fmax(self.image_effect, self.fact_effect)
+        return self._declare(self.label_effect, LABEL_CUTS[1], whole_picture, IMAGE_CUTS[0])
 
     @property
     def diffuse(self) -> Bool[np.ndarray, " d_sae"]:
