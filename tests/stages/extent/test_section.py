@@ -21,6 +21,7 @@ from infoscope.scope.partition import make_partition
 from infoscope.scope.separation import compute_auroc
 from infoscope.stages.confounds.stage import list_columns as list_confounds
 from infoscope.stages.extent.corners import CORNERS, N_IMAGES, Corner, choose_corners, read_corners
+from infoscope.stages.extent.figures import draw_corners
 from infoscope.stages.extent.numbers import Found
 from infoscope.stages.extent.section import make_extent_section
 from infoscope.stages.extent.stage import list_columns
@@ -181,6 +182,14 @@ def test_it_renders(tmp_path: Path) -> None:
     assert section.figures.keys() == {"extent_response", "extent_cds", "extent_examples"}
     files = write_report(Page("title", {}, sections=[section]), tmp_path)
     assert json.loads(files.summary.read_text())["extent"]["radii"] == list(RADII)
+
+
+@pytest.mark.parametrize("n_images", [1, 2, N_IMAGES])
+def test_pictures_fill_the_width_however_few_there_are(n_images: int) -> None:
+    read = read_corners(make_found(), Pictures(), 32)  # pyright: ignore[reportArgumentType]
+    figure = draw_corners([replace(corner, images=corner.images[:n_images]) for corner in read])
+    assert len(figure.axes) == len(read) * n_images
+    assert max(axes.get_position().x1 for axes in figure.axes) == pytest.approx(0.994)
 
 
 def test_it_renders_where_there_is_nothing(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from infoscope.report.figure_style import (
 from infoscope.report.tables import format_number
 from infoscope.scope.extent.result import HALF
 from infoscope.scope.partition import name_group
-from infoscope.stages.extent.corners import N_EACH, N_IMAGES, Corner
+from infoscope.stages.extent.corners import N_EACH, Corner
 from infoscope.stages.extent.numbers import ALL, MEASURES, Curve, Found, Seeds
 
 SPREAD = 0.012
@@ -113,8 +113,9 @@ def _spread(extent: np.ndarray) -> np.ndarray:
 def draw_corners(corners: Sequence[Corner]) -> Figure:
     """Draw the features of each corner in a row: images, the patch where they fire most, the window that is enough."""
     names = list(dict.fromkeys(corner.name for corner in corners))
+    n_images = max(len(corner.images) for corner in corners)
     margin, gap = 0.006, 0.012
-    width = (1 - 2 * margin - gap * (N_EACH * N_IMAGES - 1)) / (N_EACH * N_IMAGES)
+    width = (1 - 2 * margin - gap * (N_EACH * n_images - 1)) / (N_EACH * n_images)
     tile_in, lines_in = width * WIDTH_IN, sum(LETTERING_IN.values())
     row_in = tile_in + lines_in + 0.08
     height_in = row_in * len(names)
@@ -123,7 +124,7 @@ def draw_corners(corners: Sequence[Corner]) -> Figure:
         top_in = row * row_in
         figure.text(margin, 1 - (top_in + 0.16) / height_in, f"{name} evidence", weight="bold", color=INK)
         for number, corner in enumerate([one for one in corners if one.name == name]):
-            left = margin + number * N_IMAGES * (width + gap)
+            left = margin + number * n_images * (width + gap)
             text_y = 1 - (top_in + LETTERING_IN["corner"] + 0.13) / height_in
             figure.text(left, text_y, _describe(corner), fontsize=7.5, color=INK)
             y = 1 - (top_in + LETTERING_IN["corner"] + LETTERING_IN["feature"] + tile_in) / height_in
