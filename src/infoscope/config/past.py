@@ -46,22 +46,15 @@ def reopen(config: Config, given: Sequence[str] = ()) -> Config:
                 " is explore.root."
             )
     scores = find_scores(Path(config.explore.of))
-    past, sections = _read_config(scores), {key.partition(".")[0] for key in keys}
-    trainer = config.trainer
-    if "trainer.precision" not in keys:
-        trainer = replace(trainer, precision=past.trainer.precision)
-    root = config.explore.root or past.data.root
+    past, asked = _read_config(scores), {"seeds", "partition"} & {key.partition(".")[0] for key in keys}
+    precision = (config if "trainer.precision" in keys else past).trainer.precision
     return replace(
         past,
-        stage=config.stage,
         explore=replace(config.explore, of=str(scores)),
-        data=replace(past.data, root=root) if past.data.root is not None else past.data,
-        trainer=trainer,
-        logger=config.logger,
-        plan=config.plan,
+        data=past.data if past.data.root is None else replace(past.data, root=config.explore.root or past.data.root),
+        trainer=replace(config.trainer, precision=precision),
         output_dir=str(scores.parents[2]),
-        **({"seeds": config.seeds} if "seeds" in sections else {}),
-        **({"partition": config.partition} if "partition" in sections else {}),
+        **{name: getattr(config, name) for name in ("stage", "logger", "plan", *asked)},
     )
 
 

@@ -18,9 +18,11 @@ from infoscope.data.sets import make_image_sets, open_whole_sets
 from infoscope.pipeline.context import Context, once
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.experiments import read_settings
-from infoscope.runtime.manifests import compute_hash, read_manifest
+from infoscope.runtime.manifests import read_manifest
 
 _TOKENS = "tokens"
+WHERE = {"data.root", "data.n_workers"}
+"""Settings of data that may be others now: where they lie, and how they are read."""
 
 
 def shows_past(ctx: Context) -> bool:
@@ -76,12 +78,6 @@ def list_gone(images: ImageSet) -> Int64[np.ndarray, " n_gone"]:
     return images.gone if isinstance(images, RecalledImages) else np.zeros(0, np.int64)
 
 
-def key_of_gone(images: Mapping[str, ImageSet]) -> dict[str, Any]:
-    """Return what of the images of some splits is gone, for a key; nothing where all are as they were."""
-    gone = {split: compute_hash(lost.tolist()) for split, of in images.items() if len(lost := list_gone(of))}
-    return {"gone": gone} if gone else {}
-
-
 class _NoImages(ImageSet):
     """A split of which nothing is known."""
 
@@ -105,29 +101,24 @@ def _find_tokens(ctx: Context) -> dict[str, Path]:
     scores = Path(str(ctx.config.explore.of))
     ranking = _find(ctx, "rank", _read_key(scores)["ranking"])
     train = _find(ctx, _TOKENS, _read_key(ranking)["tokens"])
-    like, data = _without_images(train), _list_data(train)
-    candidates = [folder for folder in _list_artifacts(ctx, _TOKENS) if _without_images(folder) == like]
+    like = _list_determining(train)
     tests = [
         folder
-        for folder in candidates
-        if _get_split(_read_key(folder)["images"]) == "test" and _list_data(folder) == data
+        for folder in _list_artifacts(ctx, _TOKENS)
+        if _get_split(_read_key(folder)["images"]) == "test" and _list_determining(folder) == like
     ]
     created = {folder: (read_manifest(folder) or {}).get("created", "") for folder in tests}
-    return {"train": train, **({"test": max(tests, key=lambda folder: created[folder])} if tests else {})}
+    return {"train": train, **({"test": max(tests, key=created.__getitem__)} if tests else {})}
 
 
 def _get_split(images: Mapping[str, Any]) -> str:
     return images.get("sample_of", images)["split"]
 
 
-def _without_images(tokens: Path) -> dict[str, Any]:
-    return {name: of for name, of in _read_key(tokens).items() if name != "images"}
-
-
-def _list_data(tokens: Path) -> dict[str, Any]:
-    """Return the settings of the data that tokens are of; where they lay is nobody's business."""
-    settings, others = read_settings(tokens), ("data.root", "data.n_workers")
-    return {key: value for key, value in settings.items() if key.startswith("data.") and key not in others}
+def _list_determining(tokens: Path) -> dict[str, Any]:
+    """Return what training and test tokens of the same settings have in common: their key, and how they were drawn."""
+    data = {key: of for key, of in read_settings(tokens).items() if key.startswith("data.") and key not in WHERE}
+    return {**_read_key(tokens), **data, "images": None}
 
 
 def _find(ctx: Context, kind: str, made: str) -> Path:

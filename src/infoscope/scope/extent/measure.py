@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil
 from pathlib import Path
@@ -94,7 +94,7 @@ def measure_extent(
                 getattr(result, name)[where] = arrays[name]
             for name in ("kept", "replaced"):
                 getattr(result, name)[:, *where] = np.moveaxis(arrays[name], 1, 0)
-    return ExtentResult(**{**vars(result), "n_encoded": n_encoded})
+    return replace(result, n_encoded=n_encoded)
 
 
 def _choose_images(ranking: Ranking, design: Design, seed: int) -> Int[np.ndarray, "d_sae n_images"]:

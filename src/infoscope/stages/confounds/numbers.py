@@ -25,7 +25,7 @@ Pairs = Sequence[tuple[ScopeResult, ConfoundResult]]
 
 
 class Correlation(NamedTuple):
-    """Of the CDS with a property.
+    """Of a measure with a property of features.
 
     rho: Spearman's; n: over how many features; at_equal_rate: the partial one, given the firing frequency.
     """
@@ -35,11 +35,11 @@ class Correlation(NamedTuple):
     at_equal_rate: Stat
 
 
-def correlate(key: str, tables: Sequence[LatentTable]) -> Correlation:
-    """Return the correlation of the CDS with a column of the tables of latents, over the features that have both."""
-    columns = [(np.asarray(table[key], dtype=np.float64), table["cds"], table["firing_rate"]) for table in tables]
-    rhos, counts = zip(*(compute_spearman(values, cds) for values, cds, _ in columns), strict=True)
-    at_equal_rate = [compute_spearman(values, cds, given=rate)[0] for values, cds, rate in columns]
+def correlate(key: str, tables: Sequence[LatentTable], measure: str = "cds") -> Correlation:
+    """Return the correlation of a measure with a column of the tables of latents, over the features that have both."""
+    columns = [(np.asarray(table[key], dtype=np.float64), table[measure], table["firing_rate"]) for table in tables]
+    rhos, counts = zip(*(compute_spearman(values, other) for values, other, _ in columns), strict=True)
+    at_equal_rate = [compute_spearman(values, other, given=rate)[0] for values, other, rate in columns]
     return Correlation(compute_stat(rhos), compute_stat(counts), compute_stat(at_equal_rate))
 
 

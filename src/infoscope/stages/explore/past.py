@@ -14,6 +14,7 @@ from infoscope.stages.images import Scenes, fingerprint_images
 from infoscope.stages.latents import Latents
 from infoscope.stages.levels import LevelMaps, has_levels
 from infoscope.stages.predict.stage import EmbeddedClasses
+from infoscope.stages.recalled import WHERE
 from infoscope.stages.score.stage import Score
 
 _MADE = (Latents, LevelMaps, Sample, Thumbnails, EmbeddedClasses, Scenes)
@@ -31,12 +32,12 @@ def advise_past(ctx: Context) -> None:
         return
     settings, places = flatten_determining(ctx.tree), (ctx.store.root / Score.kind).glob("[!.]*")
     newest = sorted(places, key=lambda folder: folder.stat().st_mtime_ns, reverse=True)[:_N_LOOKED_AT]
-    images, others = fingerprint_images(ctx, "train"), {"data.root", "data.n_workers"}
+    images = fingerprint_images(ctx, "train")
     same = [
         folder
         for folder in newest
         if (made := read_manifest(folder)) is not None and made["key"].get("images") != images
-        if (of := read_settings(folder)) and not list_differing(settings, of).keys() - others
+        if (of := read_settings(folder)) and not list_differing(settings, of).keys() - WHERE
     ]
     if same:
         ctx.display.say(

@@ -24,13 +24,14 @@ from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle, Key, Needs, SingleStage, Work
 from infoscope.runtime import processes
 from infoscope.runtime.files import write_json
+from infoscope.runtime.manifests import compute_hash
 from infoscope.runtime.parts import cut
 from infoscope.runtime.store import Workspace
 from infoscope.stages.explore.images import count_browsed, find_square_px, key_of_browsed, list_browsed
 from infoscope.stages.images import SPLITS, count_images, open_split, scenes_of
 from infoscope.stages.levels import LevelMaps, has_levels
 from infoscope.stages.rank import Rank
-from infoscope.stages.recalled import key_of_gone, list_gone, shows_past
+from infoscope.stages.recalled import list_gone, shows_past
 from infoscope.stages.sae import count_latents
 from infoscope.stages.tokens import Tokens
 
@@ -127,7 +128,9 @@ def hash_all(up: Needs) -> dict[str, str]:
 
 def find_gone(ctx: Context) -> Key:
     """Return what of the images is gone, for a key; nothing where they are as they were, or rendered."""
-    return key_of_gone({split: open_split(ctx, split) for split in SPLITS}) if shows_past(ctx) else {}
+    lost = {split: list_gone(open_split(ctx, split)).tolist() for split in SPLITS} if shows_past(ctx) else {}
+    gone = {split: compute_hash(images) for split, images in lost.items() if images}
+    return {"gone": gone} if gone else {}
 
 
 def find_thumbnail_px(ctx: Context) -> int:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from infoscope.report.tables import format_number, format_percent, format_signed
 from infoscope.scope.extent.result import ExtentResult
-from infoscope.stages.confounds.numbers import Separation
-from infoscope.stages.extent.numbers import ALL, CORRELATES, Correlation, Curve, Summary
+from infoscope.stages.confounds.numbers import Correlation, Separation
+from infoscope.stages.extent.numbers import ALL, CORRELATES, Curve, Summary
 
 
 def say_extents(
@@ -25,7 +25,7 @@ def say_extents(
         found: of any seed. design: what was measured of each latent, a sentence.
     """
     return [
-        *say_truth(separations),
+        *_say_truth(separations),
         _say_responses(curves[ALL], found.radii.tolist()),
         _say_summary(summaries[ALL]),
         _say_correlations(correlations),
@@ -33,7 +33,7 @@ def say_extents(
     ]
 
 
-def say_truth(separations: Mapping[str, Separation]) -> list[str]:
+def _say_truth(separations: Mapping[str, Separation]) -> list[str]:
     """Say whether extent and CDS tell broad or global features from local ones, which of them better, and at what.
 
     Facts that no small window tells are what the extent is about, so that they come first where the data have them.

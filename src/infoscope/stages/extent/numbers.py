@@ -12,9 +12,8 @@ from infoscope.report.tables import Stat, compute_stat
 from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.confounds import ConfoundResult
 from infoscope.scope.extent.result import ExtentResult
-from infoscope.scope.partial_ranks import compute_spearman
 from infoscope.scope.separation import separate
-from infoscope.stages.confounds.numbers import Separation, join_seeds
+from infoscope.stages.confounds.numbers import Correlation, Separation, correlate, join_seeds
 from infoscope.stages.score.result import ScopeResult
 
 ALL = "all features"
@@ -57,11 +56,6 @@ class Found(NamedTuple):
 Seeds = Sequence[Found]
 
 
-def list_groups(seeds: Seeds) -> list[str]:
-    """Return the groups of any seed, all features first."""
-    return list(dict.fromkeys(name for found in seeds for name in found.groups))
-
-
 class Curve(NamedTuple):
     """Mean response of a group's features at each radius: their window alone, and all but their window."""
 
@@ -73,22 +67,16 @@ def compute_curves(seeds: Seeds) -> dict[str, Curve]:
     """Return the responses of each group; a seed without such features is left out."""
     return {
         group: Curve(
-            _mean_over_seeds([(found.extent.response, found.groups.get(group)) for found in seeds]),
-            _mean_over_seeds([(found.extent.response_without, found.groups.get(group)) for found in seeds]),
+            _mean_over_seeds([found.extent.response[:, found.groups[group]] for found in seeds]),
+            _mean_over_seeds([found.extent.response_without[:, found.groups[group]] for found in seeds]),
         )
-        for group in list_groups(seeds)
+        for group in seeds[0].groups
     }
 
 
-def _mean_over_seeds(
-    seeds: Sequence[tuple[Float[np.ndarray, "n_radii d_sae"], Bool[np.ndarray, " d_sae"] | None]],
-) -> list[Stat]:
-    means = [
-        [compute_stat(row).mean for row in (response if members is None else response[:, members])]
-        for response, members in seeds
-        if members is None or members.any()
-    ]
-    return [compute_stat(of) for of in zip(*means, strict=True)] or [compute_stat([])] * len(seeds[0][0])
+def _mean_over_seeds(responses: Sequence[Float[np.ndarray, "n_radii n_members"]]) -> list[Stat]:
+    means = [[compute_stat(row).mean for row in response] for response in responses if response.size]
+    return [compute_stat(of) for of in zip(*means, strict=True)] or [compute_stat([])] * len(responses[0])
 
 
 class Summary(NamedTuple):
@@ -105,10 +93,10 @@ class Summary(NamedTuple):
 def summarise_groups(seeds: Seeds) -> dict[str, Summary]:
     """Return the summary of each group over SAE seeds."""
     found = {}
-    for group in list_groups(seeds):
+    for group in seeds[0].groups:
         rows = []
         for one in seeds:
-            members = one.groups.get(group, np.zeros(len(one.table), dtype=bool))
+            members = one.groups[group]
             extent, effect = one.extent.extent[members], one.extent.context_effect[members]
             if not len(extent):
                 rows.append((0, *[np.nan] * 5))
@@ -120,27 +108,11 @@ def summarise_groups(seeds: Seeds) -> dict[str, Summary]:
     return found
 
 
-class Correlation(NamedTuple):
-    """Spearman's rank correlation, the partial one at equal firing frequency, and over how many features."""
-
-    rho: Stat
-    at_equal_rate: Stat
-    n: Stat
-
-
-def correlate(seeds: Seeds, measure: str, key: str) -> Correlation:
-    """Return how a measure goes with a column of the tables of latents."""
-    columns = [(found.table[measure], found.table[key], found.table["firing_rate"]) for found in seeds]
-    rhos, counts = zip(*(compute_spearman(values, other) for values, other, _ in columns), strict=True)
-    at_equal_rate = [compute_spearman(values, other, given=rate)[0] for values, other, rate in columns]
-    return Correlation(compute_stat(rhos), compute_stat(at_equal_rate), compute_stat(counts))
-
-
 def correlate_all(seeds: Seeds) -> dict[str, dict[str, Correlation]]:
     """Return {measure: {column: how they go together}}, of the columns that are there."""
     return {
         measure: {
-            key: correlate(seeds, measure, key)
+            key: correlate(key, [found.table for found in seeds], measure)
             for key in CORRELATES
             if key != measure and all(key in found.table for found in seeds)
         }

@@ -10,7 +10,7 @@ from infoscope.report.tables import OVER_SEEDS, PERCENT, Align, Cell, Column, Ta
 from infoscope.scope.config import By
 from infoscope.scope.partition import name_group
 from infoscope.scope.separation import BROAD, SUBSETS
-from infoscope.stages.confounds.numbers import Separation
+from infoscope.stages.confounds.numbers import Correlation, Separation
 from infoscope.stages.extent.corners import Corner
 from infoscope.stages.extent.figures import draw_corners, draw_extent_cds, draw_responses
 from infoscope.stages.extent.findings import say_extents
@@ -19,7 +19,6 @@ from infoscope.stages.extent.numbers import (
     CORRELATES,
     MEASURES,
     SCORES,
-    Correlation,
     Curve,
     Seeds,
     Summary,
