@@ -205,10 +205,7 @@ WRONG = [
         ["model=clip_b17"],
         ["model 'clip_b17'", "clip_b32, clip_folder, clip_l14", "scenes_clip", "(did you mean model=clip_b16?)"],
     ),
-    (
-        ["experiment=nothing"],
-        ["experiment 'nothing'", "expected one of dinov2_scenes, planted_registers"],
-    ),
+    (["experiment=nothing"], ["experiment 'nothing'", "expected one of dinov2_scenes, planted_registers"]),
     (["model=3"], ["name of a choice for a group", "such as model="]),
     (["model=clip_folder"], ["model.pretrained is missing", "local-dir:<folder>"]),
     # a value of the wrong type

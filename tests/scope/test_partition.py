@@ -217,6 +217,7 @@ def test_groups_by_another_measure_have_its_names() -> None:
         np.testing.assert_array_equal(found.groups[names[1]], found.low)
         assert order_groups(found.groups) == [*names[::-1]]
     assert [name_group(name) for name in ENDS[By.extent]] == ["wide", "narrow"]
+    assert [name_group(name, " ") for name in ("high", "context-driven")] == ["high scope", "context-driven"]
     bands = divide(SCORES, n_bands=3, by=By.extent).groups
     assert (find_ends(bands), find_extremes(bands)) == (None, ([*bands][-1], next(iter(bands))))
     names = ["band 1 of 3 (lowest evidence extent)", "band 2 of 3", "band 3 of 3 (highest evidence extent)"]

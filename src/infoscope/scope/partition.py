@@ -89,11 +89,15 @@ def order_groups(groups: Collection[str]) -> list[str]:
     return sorted(groups, key=lambda name: name in ABOVE)
 
 
-def name_group(group: str) -> str:
-    """Return a group's name for display: "high-scope", "wide", "band 1 of 4 (lowest CDS)", "band 2 of 4", ..."""
+def name_group(group: str, joint: str = "-") -> str:
+    """Return a group's name for display: "high-scope", "wide", "band 1 of 4 (lowest CDS)", "band 2 of 4", ...
+
+    Args:
+        joint: before "scope": a hyphen where another noun follows, else a space.
+    """
     match group.split():
         case ["high" | "low"]:
-            return f"{group}-scope"
+            return f"{group}{joint}scope"
         case ["band", number, "of", n, *what] if number in ("1", n):
             measure = " ".join(what[1:]) or By.cds.words
             return f"band {number} of {n} ({'lowest' if number == '1' else 'highest'} {measure})"

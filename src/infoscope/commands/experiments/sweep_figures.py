@@ -29,7 +29,7 @@ def _make_lines() -> dict[tuple[str, str | None, str | None], Line]:
     }
     for ends in ENDS.values():
         for group, colour in zip(ends, (HIGH, LOW), strict=True):
-            lines["group", group, None] = (f"without {name_group(group).replace('-', ' ')}", colour, "-", "o")
+            lines["group", group, None] = (f"without {name_group(group, ' ')}", colour, "-", "o")
             lines["control", group, "mass"] = (f"random, mass of {group}", colour, (0, (1, 1.2)), "")
     return lines
 

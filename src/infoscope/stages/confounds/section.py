@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Cell, Column, Table
+from infoscope.report.tables import Align, Cell, Column, Table, Value
 from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.confounds import DIFFUSE_SUPPORT, IMAGE_CUTS, LABEL_CUTS, MIN_IMAGES
 from infoscope.scope.separation import BINS_PER_OCTAVE, BROAD, SCORES, SUBSETS
@@ -24,6 +24,13 @@ from infoscope.stages.confounds.numbers import (
     correlate,
     separate,
 )
+
+SUBSET_COLUMNS = (
+    Column("subset", "features", Align.left),
+    Column("n_global", "known-global", digits=0),
+    Column("n_local", "known-local", digits=0),
+)
+"""Of `add_subsets`."""
 
 
 def make_confound_section(pairs: Pairs, latents: Sequence[LatentTable]) -> ReportSection:
@@ -113,11 +120,19 @@ def _make_confound_table(correlations: Mapping[str, Correlation], ranks: Ranks) 
     return table
 
 
+def add_subsets(
+    table: Table, separations: Mapping[str, Separation], list_values: Callable[[Separation], Iterable[Value]]
+) -> None:
+    """Add a row for each subset to a table that begins with `SUBSET_COLUMNS`; `list_values` gives the other columns."""
+    for subset, of in separations.items():
+        if subset == next(iter(BROAD)):
+            table.add_section("known-broad in the place of known-global features")
+        table.add_row((SUBSETS | BROAD)[subset], of.n_global, of.n_local, *list_values(of))
+
+
 def _make_auroc_table(separations: Mapping[str, Separation]) -> Table:
     columns = [
-        Column("subset", "features", Align.left),
-        Column("n_global", "known-global", digits=0),
-        Column("n_local", "known-local", digits=0),
+        *SUBSET_COLUMNS,
         Column("cds", "CDS"),
         Column("cds_low", "95 % from"),
         Column("cds_high", "to"),
@@ -146,10 +161,9 @@ def _make_auroc_table(separations: Mapping[str, Separation]) -> Table:
             f" the same colour, explains at least {IMAGE_CUTS[1]:.0%} of the variance of the image means; of"
             f" known-local features every such fact explains less than {IMAGE_CUTS[0]:.0%}."
         )
-    for subset, of in separations.items():
-        if subset == next(iter(BROAD)):
-            table.add_section("known-broad in the place of known-global features")
-        others = (of.auroc[score] for score in SCORES[1:])
-        name = (SUBSETS | BROAD)[subset]
-        table.add_row(name, of.n_global, of.n_local, of.auroc["cds"], *of.intervals["cds"], *others)
+
+    def list_values(of: Separation) -> list[Value]:
+        return [of.auroc["cds"], *of.intervals["cds"], *(of.auroc[score] for score in SCORES[1:])]
+
+    add_subsets(table, separations, list_values)
     return table

@@ -111,8 +111,8 @@ def _make_matching_table(matching: Mapping[str, Matched], ends: tuple[str, str])
     above, below = ends
     columns = [
         Column("matching", "matched in", Align.left),
-        Column("n_high", name_group(above).replace("-", " "), digits=0),
-        Column("n_low", name_group(below).replace("-", " "), digits=0),
+        Column("n_high", name_group(above, " "), digits=0),
+        Column("n_low", name_group(below, " "), digits=0),
         Column("n_pairs", "of each kept", digits=0),
     ]
     for name in PROPERTIES:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import OVER_SEEDS, PERCENT, Align, Cell, Column, Table
+from infoscope.report.tables import OVER_SEEDS, PERCENT, Align, Column, Table
 from infoscope.scope.config import By
 from infoscope.scope.partition import name_group
-from infoscope.scope.separation import BROAD, SUBSETS
 from infoscope.stages.confounds.numbers import Correlation, Separation
+from infoscope.stages.confounds.section import SUBSET_COLUMNS, add_subsets
 from infoscope.stages.extent.corners import Corner
 from infoscope.stages.extent.figures import draw_corners, draw_extent_cds, draw_responses
 from infoscope.stages.extent.findings import say_extents
@@ -167,11 +167,7 @@ def _make_correlation_table(correlations: Mapping[str, Mapping[str, Correlation]
 
 
 def _make_auroc_table(separations: Mapping[str, Separation]) -> Table:
-    columns = [
-        Column("subset", "features", Align.left),
-        Column("n_global", "known-global", digits=0),
-        Column("n_local", "known-local", digits=0),
-    ]
+    columns = list(SUBSET_COLUMNS)
     for score, name in SCORES.items():
         columns.append(Column(score, name))
         columns.append(Column(f"{score}_low", "95 % from", csv_only=score not in ("extent", "cds"), optional=True))
@@ -183,9 +179,9 @@ def _make_auroc_table(separations: Mapping[str, Separation]) -> Table:
         OVER_SEEDS,
     ]
     table = Table("extent_auroc", "Known-global against known-local features, AUROC", columns, notes)
-    for subset, of in separations.items():
-        if subset == next(iter(BROAD)):
-            table.add_section("known-broad in the place of known-global features")
-        cells = [Cell(cell) for score in SCORES for cell in (of.auroc[score], *of.intervals[score])]
-        table.add_row((SUBSETS | BROAD)[subset], of.n_global, of.n_local, *cells)
+    add_subsets(
+        table,
+        separations,
+        lambda of: [value for score in SCORES for value in (of.auroc[score], *of.intervals[score])],
+    )
     return table

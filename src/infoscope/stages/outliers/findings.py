@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 
 from infoscope.report.tables import Stat, compute_stat
-from infoscope.scope.config import By
 from infoscope.scope.group_activation import Acts, GroupActivation
-from infoscope.scope.partition import ENDS, find_ends, find_extremes, name_group
+from infoscope.scope.partition import find_extremes, name_group
 from infoscope.scope.token_outliers import MAPS, TokenOutliers
 from infoscope.stages.outliers.figures import HEADINGS
 
@@ -89,8 +88,7 @@ def describe_activation(runs: Sequence[GroupActivation]) -> str:
     if not known:
         return "Which features act on outlier tokens is not known: one of the two groups is empty."
     agree = [a.on_outlier > a.on_normal and b.on_outlier < b.on_normal for a, b, _ in known]
-    above, below = ("high scope", "low scope") if find_ends(names) in (None, ENDS[By.cds]) else (high, low)
-    direction = f"{above} more on outlier tokens, {below} more on normal ones"
+    direction = f"{name_group(high, ' ')} more on outlier tokens, {name_group(low, ' ')} more on normal ones"
     n_agree, n = sum(agree), len(known)
     seeds = {1: "", 2: "in both SAE seeds "}.get(n, f"in all {n} SAE seeds ")
     if n_agree == n:

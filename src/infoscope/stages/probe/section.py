@@ -38,8 +38,7 @@ def make_removal_section(
         figures["continuum"] = SectionFigure(
             lambda: draw_continuum(scopes, results),
             f"What each probe gains or loses without each band of features, by the band's mean {scopes[0].by.words};"
-            " lower is worse"
-            " in every panel. Means over SAE seeds and draws, shades are ± one standard deviation.",
+            " lower is worse in every panel. Means over SAE seeds and draws, shades are ± one standard deviation.",
         )
     return ReportSection(
         "removal",
