@@ -101,6 +101,31 @@ def test_sums_around_patches_are_those_of_numpy(reach):
     assert (found.extent <= 2 * reach / (grid - 1)).all()
 
 
+@pytest.mark.parametrize("is_corner", [False, True])
+@pytest.mark.parametrize(
+    ("k", "in_middle", "in_corner"), [(3, Fraction(7, 16), Fraction(1, 3)), (5, Fraction(39, 32), Fraction(11, 10))]
+)
+def test_a_sum_of_k_by_k_patches_has_the_extent_of_its_share(k, in_middle, in_corner, is_corner):
+    """Of an even picture, or of one whose corner alone is bright, which the first patch sees as well as any.
+
+    3 x 3: 1/9, then all, so half at 7/16 between. 5 x 5: 1/25, 9/25, then all: 1 + 7/32. In the corner 1/4, then all;
+    1/9, 4/9, then all: 1 + 1/10.
+    """
+    reach = k // 2
+    picture = np.full((1, SIDE, SIDE, 3), 0 if is_corner else 100, np.uint8)
+    side = reach + 1 if is_corner else GRID
+    picture[:, : side * PATCH_PX, : side * PATCH_PX] = 100
+    found = measure(LocalSum(GRID, PATCH_PX, reach), np.concatenate([picture, DARK]), n_images=1)
+    assert found.patches.tolist() == [[0 if is_corner else reach * (GRID + 1)]] * 3
+    seen = np.minimum(found.radii + 1, reach + 1) if is_corner else np.minimum(2 * found.radii + 1, k)
+    n = int(seen[-1]) ** 2
+    np.testing.assert_allclose(found.response, np.repeat(seen[:, None] ** 2 / n, 3, 1), atol=1e-9)
+    np.testing.assert_allclose(found.response_without, 1 - found.response, atol=1e-9)
+    radius = in_corner if is_corner else in_middle
+    np.testing.assert_allclose(found.extent, float(2 * radius / (GRID - 1)), atol=1e-9)
+    np.testing.assert_allclose(found.context_effect, float(Fraction((n - 1) ** 2, (n - 1) ** 2 + 1)), atol=1e-9)
+
+
 def test_a_sum_over_the_grid_in_even_pictures_has_the_share_of_patches():
     pictures = np.concatenate([np.full((1, SIDE, SIDE, 3), 100, np.uint8), DARK])
     options = {"n_images": 1, "radii": [0, 1, 2, 3, 5]}
