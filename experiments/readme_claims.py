@@ -959,12 +959,13 @@ SCOPE_MEASURES_README = (
         ],
     ),
     Claim(
-        "the CDS finds those on one patch ({}) and takes those on all for local ({}, it is 0 by definition); context"
-        " effect finds the latter ({}), the CDS less its chance level both ({} and {}).",
+        "extent and context effect tell all such features from codes of single patches ({} and {}), the CDS those on"
+        " one patch ({}) but not those on all ({}: it is 0 by definition, as for local codes), the CDS less its chance"
+        " level both ({} and {}):",
         [
             TRUTH.format("planted_facts", "broad", *of)
             for of in (
-                *(("cds", "compact"), ("cds", "diffuse"), ("context_effect", "diffuse")),
+                *(("extent", "all"), ("context_effect", "all"), ("cds", "compact"), ("cds", "diffuse")),
                 *(("cds_minus_chance", "compact"), ("cds_minus_chance", "diffuse")),
             )
         ],
@@ -1012,21 +1013,22 @@ SCOPE_MEASURES = (
         | {"least": "gain_from", "most": "gain_to", "matched": "matched"},
     ),
     Claim(
-        "for local ({}); context effect has these ({}) and hardly those on one patch ({}), extent {} and {}. The light"
-        " on all patches is the only global factor that is diffuse: CDS {}, extent {}, context effect {}, the CDS less"
-        " its chance level {}.",
+        "There the formula says which are broad, {} features, and which local, {}.",
+        [TRUTH.format("planted_facts", "broad", "cds", f"all_n_{of}") for of in ("known", "local")],
+    ),
+    Claim(
+        "so that extent and context effect tell all broad ones from them ({} and {}), the CDS those on one patch ({})"
+        " but not those on all ({}), its chance level taken off nearly all ({}). The light on all patches, four"
+        " features, is told by extent ({}) and not by the CDS ({}).",
         [
             *(
                 TRUTH.format("planted_facts", "broad", *of)
                 for of in (
-                    *(("cds", "diffuse"), ("context_effect", "diffuse"), ("context_effect", "compact")),
-                    *(("extent", "compact"), ("extent", "diffuse")),
+                    *(("extent", "all"), ("context_effect", "all"), ("cds", "compact"), ("cds", "diffuse")),
+                    ("cds_minus_chance", "all"),
                 )
             ),
-            *(
-                TRUTH.format("planted_facts", "global", key, "diffuse")
-                for key in ("cds", "extent", "context_effect", "cds_minus_chance")
-            ),
+            *(TRUTH.format("planted_facts", "global", key, "diffuse") for key in ("extent", "cds")),
         ],
     ),
     TableClaim(

@@ -5,8 +5,9 @@
     python experiments/scope_measures.py stage=extent data.planted=nothing data.seed=0 sae.k=64 seeds=[0]
 
 By settings: scenes and their CLIP; and, unless another model is asked for, the positive control, a backbone that says
-by a formula what no small window can tell of scenes with marks, on one leaping patch and evenly on all, and the light
-evenly on all, read by an SAE of its own directions. Other arguments are overrides of the `infoscope` command.
+by a formula what no small window can tell of scenes with marks, on one leaping patch and evenly on all, the light
+evenly on all, and the levels of each patch, read by an SAE of its own directions: there it is these levels that are
+known to be local. Other arguments are overrides of the `infoscope` command.
 
 Measured: AUROC of known-global, and of known-broad, against known-local features, of each measure and of pairs of them
 (a linear discriminant on ranks, 5 folds, each latent scored by the others), with the middle 95% of 1000 draws in which
@@ -65,7 +66,7 @@ from infoscope.stages.probe.tables import make_main_table, make_matched_table
 from infoscope.stages.sae import sae_of
 from infoscope.stages.score.stage import Score
 from infoscope.vision.config import ModelKind
-from infoscope.vision.planted_facts import PlantedFacts
+from infoscope.vision.planted_facts import CODES, PlantedFacts
 
 N_DRAWS = 1000
 SMALL = "data.n_train=1000 data.n_test=300"
@@ -73,8 +74,8 @@ SMALL = "data.n_train=1000 data.n_test=300"
 N_LATENTS = 128
 """Features of which extents are measured otherwise, drawn from those that fire."""
 ONE_EACH = "one image and one donor each"
-MIN_GROUP = 4
-"""With fewer features in a group, on average over SAE seeds, nothing is said of an AUROC; the control has 5."""
+MIN_GROUP = 10
+"""With fewer features in a group, on average over SAE seeds, nothing is said of an AUROC."""
 CONTROL = "positive control"
 MEASURES = {
     "extent": "evidence extent",
@@ -101,6 +102,7 @@ class OfSeed(NamedTuple):
 
     measures: by column of `MEASURES`, [d_sae], larger where a latent counts as more global; NaN: unknown.
     decoder: [d_sae, d_in]
+    known: by kind (global, broad, local), [d_sae]
     """
 
     measures: Mapping[str, Float[np.ndarray, " d_sae"]]
@@ -108,6 +110,7 @@ class OfSeed(NamedTuple):
     confounds: ConfoundResult
     extent: ExtentResult
     decoder: Float[np.ndarray, "d_sae d_in"]
+    known: Mapping[str, Bool[np.ndarray, " d_sae"]]
 
 
 class Found(NamedTuple):
@@ -149,7 +152,21 @@ def measure_seed(ctx: Context, seed: int) -> OfSeed:
         *(-properties.firing_rate, -properties.support),
     )
     decoder = sae_of(ctx, seed).load().W_dec.detach().float().cpu().numpy()
-    return OfSeed(dict(zip(MEASURES, values, strict=True)), scores, confounds, extent, decoder)
+    known = find_known(confounds, ctx.config.model.kind is ModelKind.planted_facts)
+    return OfSeed(dict(zip(MEASURES, values, strict=True)), scores, confounds, extent, decoder, known)
+
+
+def find_known(confounds: ConfoundResult, is_control: bool) -> dict[str, Bool[np.ndarray, " d_sae"]]:
+    """Return which features are known to be global, broad and local.
+
+    In the control the local ones are those that the formula makes of single patches. Such codes know the light or the
+    place, as any free of context does on these scenes, so that by what they know some would be global and none local.
+    """
+    known = {kind: getattr(confounds, f"known_{kind}") for kind in (*KNOWN, "local")}
+    if not is_control:
+        return known
+    is_local = np.array([code.startswith("local") for code in CODES]) & confounds.fires_enough
+    return {"global": known["global"] & ~is_local, "broad": known["broad"] & ~is_local, "local": is_local}
 
 
 def list_designs(config: Config) -> Iterator[tuple[str, Config]]:
@@ -220,7 +237,7 @@ def separate_seed(of: OfSeed, known: str, seed: int) -> Iterator[tuple[dict[tupl
     """
     confounds = of.confounds
     whole = np.isfinite(list(of.measures.values())).all(axis=0)
-    positive, negative = getattr(confounds, f"known_{known}") & whole, confounds.known_local & whole
+    positive, negative = of.known[known] & whole, of.known["local"] & whole
     subsets: dict[str, tuple[Bool[np.ndarray, " d_sae"], Bool[np.ndarray, " d_sae"]]] = {
         "all": (positive, negative),
         "compact": (positive & confounds.compact, negative),
@@ -375,7 +392,7 @@ def draw_measures(runs: Sequence[Run[Found]]) -> Figure:
         extent, cds = (of.measures[name] for name in ("extent", "cds"))
         axes.scatter(extent, cds, s=6, c=FAINT, linewidths=0, label="all others")
         for words, colour in colours.items():
-            members = getattr(of.confounds, words.replace("-", "_"))
+            members = of.known[words.removeprefix("known-")]
             axes.scatter(extent[members], cds[members], s=12, c=colour, linewidths=0, label=words, clip_on=False)
         axes.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
         axes.set_title(name_run(run).partition(",")[0])

@@ -14,16 +14,19 @@ from infoscope.data.config import Planted
 from infoscope.data.images import resize_image
 from infoscope.data.pictures import Pictures
 from infoscope.data.scenes import marks
-from infoscope.data.scenes.render import render_split_part
+from infoscope.data.scenes.render import Scene, render_split_part
 from infoscope.data.scenes.scene_set import MarkedScenes, save_scenes
 from infoscope.sae.passes import measure_one
+from infoscope.scope.config import ExtentConfig
 from infoscope.scope.confounds import ConfoundResult, measure_confounds
+from infoscope.scope.extent.measure import measure_extent
+from infoscope.scope.extent.result import ExtentResult
 from infoscope.scope.ranking import ImageTokens
 from infoscope.scope.scoring import ScopeConfig, score_latents
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.load import load_backbone
-from infoscope.vision.planted import LIGHT_ANCHORS, LOCAL_MEASURES
-from infoscope.vision.planted_facts import CODES, FACT_VALUES, FACTS, PlantedFacts
+from infoscope.vision.planted import LIGHT_ANCHORS
+from infoscope.vision.planted_facts import CODES, FACT_VALUES, FACTS, FACTS_VERSION, LEVELS, N_LEVELS, PlantedFacts
 from tests.support.scope_samples import make_reading_sae, rank
 
 GRID, PATCH_PX = 12, 8
@@ -72,13 +75,84 @@ def test_every_view_says_every_fact(pictures: np.ndarray, name: str) -> None:
     assert ((compact > 4).any(-1).sum(1) == 1).all()
 
 
-def test_the_other_directions_are_local_codes_and_the_light(pictures: np.ndarray) -> None:
-    codes = read_codes(PlantedFacts(), view(pictures, "whole"))
+def test_the_other_directions_are_levels_of_single_patches_and_the_light(pictures: np.ndarray) -> None:
+    backbone = PlantedFacts()
+    codes = read_codes(backbone, view(pictures, "whole"))
     assert codes.shape[-1] == len(CODES) == len(set(CODES))
-    local, light = codes[..., : 4 * len(LOCAL_MEASURES)], codes[..., -len(LIGHT_ANCHORS) :]
-    torch.testing.assert_close(local.mean(1), torch.full_like(local[:, 0], 0.25))
-    torch.testing.assert_close(light.sum(-1), torch.ones(18, GRID**2))
-    assert (light - light[:, :1]).abs().max() < 1e-5
+    assert set(codes.unique().tolist()) == {0, 1, 8}
+    local = codes[..., : sum(code.startswith("local") for code in CODES)].unflatten(-1, (len(LEVELS), N_LEVELS + 1))
+    level, upper = local[..., :N_LEVELS], local[..., N_LEVELS]
+    assert (level.sum(-1) == 1).all()
+    assert torch.equal(level[..., N_LEVELS // 2 :].sum(-1), upper)
+    light = codes[..., -len(LIGHT_ANCHORS) :]
+    assert (light.sum(-1) == 1).all()
+    assert (light == light[:, :1]).all()
+
+
+def test_levels_are_those_of_numpy(pictures: np.ndarray) -> None:
+    shown = view(pictures, "whole")
+    codes = read_codes(PlantedFacts(), shown)
+    for index, row, column in ((0, 3, 4), (7, 0, 11), (17, 11, 0)):
+        patch = shown[index, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].astype(np.float64)
+        grey = patch.mean(2)
+        across, down = (np.abs(np.diff(grey, axis=axis)).mean() for axis in (1, 0))
+        red, _, blue = patch.mean((0, 1))
+        for (of, ends), value in zip(
+            LEVELS.items(), (grey.mean(), red - blue, (across + down) / 2, across - down), strict=True
+        ):
+            wanted = f"local, {of}, level {sum(value > end for end in ends) + 1}"
+            assert codes[index, row * GRID + column, CODES.index(wanted)] == 1, wanted
+
+
+def test_levels_are_the_same_in_any_context(pictures: np.ndarray) -> None:
+    backbone, n_local = PlantedFacts(), sum(code.startswith("local") for code in CODES)
+    one, other = (
+        read_codes(backbone, view(pictures, name))[..., :n_local].unflatten(1, (GRID, GRID))
+        for name in ("crop 1", "crop 2")
+    )
+    assert torch.equal(one[:, 1:, 1:], other[:, :-1, :-1])
+
+
+def measure_extents(scenes: list[Scene], codes: list[int], n_donors: int, radii: list[int]) -> ExtentResult:
+    """Return the extents of some codes, of one picture each."""
+    backbone, images = PlantedFacts(), Pictures([scene.image for scene in scenes])
+    sae = make_reading_sae(backbone.directions[codes])
+    ranking = rank(sae, ImageTokens(backbone, images, -2), 1)
+    return measure_extent(
+        backbone, sae, images, ranking, ExtentConfig(n_images=1, n_donors=n_donors, radii=radii), layer=-2
+    )
+
+
+def test_single_patches_have_extent_and_context_effect_0() -> None:
+    scenes = render_split_part(2, "train", 16, 21, CROP_PX)
+    found = measure_extents(scenes, [i for i, code in enumerate(CODES) if code.startswith("local")], 2, [0, 1])
+    there = np.isfinite(found.extent)  # elsewhere the donors show the same
+    assert there.sum() > 20
+    assert (found.response[:, there] == 1).all()
+    assert (found.extent[there] == 0).all()
+    assert (found.context_effect[there] == 0).all()
+
+
+def test_extents_of_facts_are_those_that_marks_give() -> None:
+    """Pictures of one scene with its marks in every state: each is shown in the context of all that are otherwise.
+
+    A fact on all patches peaks on the first, and windows of 5 x 5 and 11 x 11 patches around that hold the first mark.
+    One on one patch lies near the middle, since swapping red and blue leaves the sum of all pixels: there windows of up
+    to 5 x 5 hold no mark, and of 11 x 11 all.
+    """
+    scene, radii = render_split_part(2, "train", 14, 15, CROP_PX)[0], [0, 2, 5]
+    codes = [i for i, code in enumerate(CODES) if code.endswith((", yes", ", no"))]
+    found = measure_extents([marks.draw_marks(scene, state) for state in STATES], codes, 15, radii)
+    for latent, (form, name, value) in enumerate(CODES[code].split(", ") for code in codes):
+        fact, own = marks.FACTS[name], STATES[found.images[latent, 0]]
+        assert fact(own) is (value == "yes")
+        others = [state for state in STATES if fact(state) is not fact(own)]
+        n_held = [0, 1, 1] if form == "diffuse" else [0, 0, 4]
+        kept = [np.mean([fact(own[:n] + state[n:]) is fact(own) for state in others]) for n in n_held]
+        assert found.response[:, latent].tolist() == pytest.approx(kept), CODES[codes[latent]]
+        radius = next((np.interp(0.5, kept[i : i + 2], radii[i : i + 2]) for i in (0, 1) if kept[i + 1] >= 0.5), np.inf)
+        assert found.extent[latent] == pytest.approx(min(1, 2 * radius / (GRID - 1)))
+        assert found.context_effect[latent] == pytest.approx(1)
 
 
 def test_parts_with_one_mark_change_nothing_on_average_over_the_others() -> None:
@@ -109,8 +183,10 @@ def test_compact_facts_leap_and_diffuse_ones_stay(pictures: np.ndarray) -> None:
     of = {code: cds[i] for i, code in enumerate(CODES)}
     for fact in FACTS:
         assert of[f"compact, {fact}, yes"] > 0.2
-        assert of[f"diffuse, {fact}, yes"] == pytest.approx(0, abs=1e-6)
-    assert of["local, brightness, quarter 4"] < 0.15
+        assert of[f"diffuse, {fact}, yes"] == 0
+    local = [of[code] for code in CODES if code.startswith("local") and np.isfinite(of[code])]
+    assert len(local) > 20
+    assert set(local) == {0}
 
 
 def test_who_knows_a_broad_fact_is_declared_broad(tmp_path: Path) -> None:
@@ -126,11 +202,13 @@ def test_who_knows_a_broad_fact_is_declared_broad(tmp_path: Path) -> None:
     assert abs(found.fact_effects["alike"][index]) < 0.06
     assert found.known_global[CODES.index("diffuse, light, night")]
     assert not found.known_global[found.known_broad].any()
-    assert found.known_local.sum() >= 4
-    assert all(CODES[i].startswith("local") for i in np.flatnonzero(found.known_local))
+    local = np.array([code.startswith("local") for code in CODES])
+    assert not found.known_broad[local].any()
+    assert (found.image_effect[local] > 0.14).sum() > 20  # what is free of context knows the light, the place, ...
+    assert (found.compact[local].sum(), found.diffuse[local].sum()) == (31, 5)
 
 
 def test_a_configuration_makes_it() -> None:
     first, second = (load_backbone(ModelConfig(kind=ModelKind.planted_facts, seed=seed)) for seed in (0, 1))
     assert isinstance(first, PlantedFacts)
-    assert first.fingerprint == {"kind": "planted_facts", "seed": 0} != second.fingerprint
+    assert first.fingerprint == {"kind": "planted_facts", "seed": 0, "version": FACTS_VERSION} != second.fingerprint

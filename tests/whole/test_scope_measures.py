@@ -55,7 +55,8 @@ def make_seed(module: ModuleType, seed: int = 0, **informed: float) -> Any:
     emd = measures["cds"][:, None] + 0.3 * rng.normal(size=(N, 8))
     scores = Scores(emd, np.ones_like(emd), np.ones_like(emd), emd, np.empty(0), 12, 1)
     extent = make_extent(rng, 0.45 - 0.4 * rng.random(N), 0.02)
-    return module.OfSeed(measures, scores, confounds, extent, np.random.default_rng(9).normal(size=(N, 16)))
+    known = module.find_known(confounds, is_control=False)
+    return module.OfSeed(measures, scores, confounds, extent, np.random.default_rng(9).normal(size=(N, 16)), known)
 
 
 def find_row(rows: list[dict[str, str]], **wanted: str) -> dict[str, str]:
@@ -98,13 +99,25 @@ def test_pairs_are_worth_what_their_members_are(module: ModuleType) -> None:
 
 def test_too_few_known_features_are_said(module: ModuleType) -> None:
     of = make_seed(module)
-    confounds = replace(of.confounds, label_effect=np.where(np.arange(N) < N - 3, 0.0, 0.3))
-    table = module.make_measure_table(module.Found([of._replace(confounds=confounds)], {}, {}))
-    assert table.notes == ["Too few known-global or known-local features to say which measure tells them apart."]
-    none = replace(of.confounds, image_effects={})
-    assert (
-        "No feature is known" in module.make_measure_table(module.Found([of._replace(confounds=none)], {}, {})).instead
+    table = module.make_measure_table(
+        module.Found([of._replace(known=of.known | {"local": np.arange(N) > N - 9})], {}, {})
     )
+    assert table.notes == ["Too few known-global or known-local features to say which measure tells them apart."]
+    none = module.find_known(replace(of.confounds, image_effects={}), is_control=False)
+    assert "No feature is known" in module.make_measure_table(module.Found([of._replace(known=none)], {}, {})).instead
+
+
+def test_local_features_of_the_control_are_those_of_single_patches(module: ModuleType) -> None:
+    n, is_local = len(CODES), np.array([code.startswith("local") for code in CODES])
+    properties = LatentProperties(np.ones(n), np.ones(n), np.ones((n, 4)), np.ones(n), np.ones(n))
+    knows = {"light": np.where(np.arange(n) % 2, 0.5, 0)}
+    confounds = ConfoundResult(properties, 500, knows, np.zeros(n), {"even": np.full(n, 0.5)})
+    known = module.find_known(confounds, is_control=True)
+    np.testing.assert_array_equal(known["local"], is_local)
+    np.testing.assert_array_equal(known["global"], ~is_local & (np.arange(n) % 2 == 1))
+    np.testing.assert_array_equal(known["broad"], ~is_local)
+    rarely = replace(confounds, properties=replace(properties, image_rate=np.full(n, 0.01)))
+    assert not module.find_known(rarely, is_control=True)["local"].any()
 
 
 def test_halves_and_seeds_that_agree_are_told_from_those_that_do_not(module: ModuleType) -> None:

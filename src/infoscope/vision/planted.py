@@ -145,9 +145,6 @@ class PlantedRegisters(PlantedBackbone):
     noise under which a probe cannot read the tiny remainder that an edit leaves.
     """
 
-    n_more_codes = 0
-    """Directions of a subclass beside those of local codes and lights."""
-
     def __init__(
         self,
         grid: int = 12,
@@ -158,7 +155,7 @@ class PlantedRegisters(PlantedBackbone):
         seed: int = 0,
     ) -> None:
         self.n_local = len(LOCAL_MEASURES) * N_QUARTERS
-        self.n_codes = self.n_local + len(LIGHT_ANCHORS) + self.n_more_codes
+        self.n_codes = self.n_local + len(LIGHT_ANCHORS)
         if d_in < self.n_codes:
             raise InputError(f"Expected d_in of at least {self.n_codes}, one direction for each code, got {d_in}.")
         if grid % 2:  # otherwise the quarters of the crop would not be of equal size
