@@ -220,6 +220,20 @@ def test_a_donor_that_fires_itself_is_drawn_again_where_there_is_another():
     np.testing.assert_array_equal(two.extent, 0)
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+def test_donors_follow_from_the_seed_as_documented(seed):
+    levels = np.arange(10, 50)
+    levels[::5] += 190  # bright ones spoil each other
+    pictures = np.full((40, SIDE, SIDE, 3), levels[:, None, None, None], np.uint8)
+    found = measure(LocalSum(GRID, PATCH_PX, 0), pictures, n_images=4, n_donors=4, seed=seed)
+    pool = np.sort(np.random.default_rng([seed, 1]).permutation(40)[:32])
+    for place, image in enumerate(found.images[0]):
+        patch = found.patches[0, place]
+        order = pool[np.random.default_rng([seed, image, patch]).permutation(32)]
+        expected = [one for one in order if one != image and levels[one] < 100][:4]
+        np.testing.assert_array_equal(found.donor[:, place], [levels[expected] * PATCH_PX**2] * 3)
+
+
 def test_no_image_is_its_own_donor():
     pictures = np.stack([np.full((SIDE, SIDE, 3), 10 + i, np.uint8) for i in range(6)])
     found = measure(LocalSum(GRID, PATCH_PX, 0), pictures, n_donors=5)
