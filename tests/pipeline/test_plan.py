@@ -326,8 +326,8 @@ def test_the_printed_plan(tmp_path: Path, finished: Path) -> None:
     for sentence in (
         "Together an unknown time, ",
         "-: nothing like it was built here before",
-        f"Backbone: at most {n:,} forward passes are missing. The naive way, every latent encoding both crops of its"
-        f" own top images, takes at most {2 * D_SAE * K_MAX:,}.",
+        f"Backbone: at most {n:,} forward passes are missing. Scores take at most {2 * N_TRAIN:,} of them; the naive"
+        f" way, every latent encoding both crops of its own top images, at most {2 * D_SAE * K_MAX:,}.",
     ):
         assert sentence in said.text
     again = run_tiny(finished, "plan=true").text

@@ -51,6 +51,8 @@ def _write_view(folder, view, d_sae, n_images, n_views, draw):
         "cds_high": (cds + 0.01, "CDS, upper end of its 95% interval", "share of the largest distance"),
         "chance": (np.full(d_sae, 0.11), "CDS by chance", "share of the largest distance"),
         "cds_minus_chance": (cds - 0.11, "CDS - chance", "share of the largest distance"),
+        "extent": (np.linspace(0, 1, d_sae), "evidence extent", "share of the grid's side"),
+        "context_effect": (np.linspace(1, 0, d_sae), "context effect", "share of variance"),
         "group": (group, "group (at half of the mass)", ""),
         "undecided": (draw.random(d_sae) < 0.4, "its pairs leave its group open", ""),
         "firing_rate": (rate, "firing rate", "share of patch tokens"),

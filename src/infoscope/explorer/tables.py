@@ -24,6 +24,8 @@ MAIN_COLUMNS = (
     "cds_low",
     "cds_high",
     "cds_minus_chance",
+    "extent",
+    "context_effect",
     "group",
     "undecided",
     "firing_rate",

@@ -133,7 +133,11 @@ def print_plan(steps: Sequence[Step], console: Console) -> None:
     if shared != "0":
         said += f" {shared} of them give the tokens of this sweep's other layers too: the first job runs them for all."
     if naive != "0":
-        said += f" The naive way, every latent encoding both crops of its own top images, takes {naive}."
+        scoring = _sum_up([step for step in built if step.work.naive_forwards], "forwards")
+        said += (
+            f" Scores take {scoring} of them; the naive way, every latent encoding both crops of its own top images,"
+            f" {naive}."
+        )
     console.print(Text(said))
     for said in dict.fromkeys(step.work.says for step in built if step.work.says):
         console.print(Text(said))

@@ -2,7 +2,10 @@
 // The page of one latent: what is known of it, its top images as pairs of crops, and what it is elsewhere.
 (() => {
   const { html, useEffect, useState } = infoscope;
-  const MAIN = ["cds", "cds_low", "cds_high", "cds_minus_chance", "group", "undecided", "firing_rate", "mass", "name"];
+  const MAIN = [
+    "cds", "cds_low", "cds_high", "cds_minus_chance", "extent", "context_effect", "group", "undecided", "firing_rate",
+    "mass", "name",
+  ];
 
   /** A hook: {value, error} of all that is known of a latent beside its row, maps unpacked as `unpacked`. */
   infoscope.useDetail = (view, latent) => infoscope.useLoaded(async () => {
@@ -29,6 +32,8 @@
           95% interval ${show("cds_low")} to ${show("cds_high")}</span>`}
       </${Fact}>`}
       <${Fact} name="CDS − chance" value=${show("cds_minus_chance")} />
+      <${Fact} name="extent" value=${show("extent")}>${unit("extent")}</${Fact}>
+      <${Fact} name="context effect" value=${show("context_effect")}>${unit("context_effect")}</${Fact}>
       <${Fact} name="firing rate" value=${show("firing_rate")}>${unit("firing_rate")}</${Fact}>
       <${Fact} name="mass" value=${show("mass")}>${unit("mass")}</${Fact}>
     </dl>`;

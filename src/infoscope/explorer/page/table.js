@@ -4,6 +4,8 @@
   const DEFAULT = [
     ["cds"],
     ["cds_minus_chance"],
+    ["extent"],
+    ["context_effect"],
     ["group"],
     ["undecided"],
     ["firing_rate"],
@@ -14,7 +16,15 @@
     ["name"],
     ["outlier_share", "outlier_ratio", "on_outlier"],
   ];
-  const LABELS = { cds: "CDS", cds_low: "CDS from", cds_high: "CDS to", cds_minus_chance: "CDS − chance", ms: "MS" };
+  const LABELS = {
+    cds: "CDS",
+    cds_low: "CDS from",
+    cds_high: "CDS to",
+    cds_minus_chance: "CDS − chance",
+    own_patch: "own patch kept",
+    without_patch: "own patch replaced",
+    ms: "MS",
+  };
   const MOST_SELECTED = (infoscope.MOST_SELECTED = 2000); // what an address holds
 
   /** The columns of the table that are shown unless others are chosen, of those that there are. */
