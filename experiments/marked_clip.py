@@ -46,8 +46,8 @@ def list_targets(scenes: MarkedScenes) -> dict[str, Tensor]:
     return labels | dict(zip(MARKS, colours.T, strict=True))
 
 
-def tune_clip(scenes: MarkedScenes, folder: Path, n_steps: int, batch_size: int, lr: float) -> list[float]:
-    """Tune scenes_clip on scenes of 104 px and write it into `folder`, as `local-dir:` reads it; return the losses."""
+def tune_clip(scenes: MarkedScenes, folder: Path, n_steps: int, batch_size: int, lr: float) -> None:
+    """Tune scenes_clip on scenes of 104 px and write it into `folder`, as `local-dir:` reads it."""
     torch.manual_seed(0)
     rng = np.random.default_rng([0, 40])
     backbone = load_backbone(ModelConfig())
@@ -61,7 +61,7 @@ def tune_clip(scenes: MarkedScenes, folder: Path, n_steps: int, batch_size: int,
     learnt = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(learnt, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     mean, std = (getattr(backbone, name).view(1, 3, 1, 1) for name in ("mean", "std"))
-    losses = []
+    losses: list[float] = []
     for step in range(n_steps):
         optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / WARMUP_STEPS)
         index = rng.integers(len(scenes), size=batch_size)
@@ -88,7 +88,6 @@ def tune_clip(scenes: MarkedScenes, folder: Path, n_steps: int, batch_size: int,
     for file in SHIPPED_FOLDER.glob("*.json"):
         shutil.copy(file, folder)
     save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, folder / LOCAL_WEIGHTS[0])
-    return losses
 
 
 def main(arguments: list[str]) -> int:

@@ -8,9 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
-from infoscope.runtime.errors import InputError
-
-N_FOLDS = 5
+_N_FOLDS = 5
 _RIDGE = 1e-6
 """Added to the variances of ranks, which are about 1/12, so that two columns that are the same can be inverted."""
 
@@ -19,29 +17,26 @@ def combine_out_of_fold(
     columns: Sequence[Float[np.ndarray, " d_sae"]],
     positive: Bool[np.ndarray, " d_sae"],
     negative: Bool[np.ndarray, " d_sae"],
-    n_folds: int = N_FOLDS,
     seed: int = 0,
 ) -> Float[np.ndarray, " d_sae"]:
     """Return log odds of being positive by a linear discriminant (Fisher, 1936) on ranks, both groups equally likely.
 
-    Ranks are those among the latents of both groups that have every score. Each fold holds its share of both groups,
-    drawn with `seed`, and is scored by what the other folds say. NaN for all other latents; for all where a group has
-    fewer than two members. Groups of fewer members than folds have as many folds as members.
+    Ranks are those among the latents of both groups that have every score. Each of five folds, or of as many as the
+    smaller group has members, holds its share of both groups, drawn with `seed`, and is scored by what the other folds
+    say. NaN for all other latents, and for all where a group has fewer than two members.
 
     Scores of different folds are compared though each comes from its own fit, and a fold's share of a group is missing
     from what scores it: with groups of some 20, columns of noise give AUROCs of .48 in the mean, not .5, with groups of
     4 of .43, and another draw of the folds moves those of real columns by some .005.
 
-    Raises:
-        InputError: if there are fewer than two folds.
+    Args:
+        columns: the scores; NaN: none.
     """
-    if n_folds < 2:
-        raise InputError(f"Expected at least two folds, got {n_folds}.")
     values = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
     combined = np.full(len(values), np.nan)
     known = np.isfinite(values).all(axis=1)
     members = [np.flatnonzero(group & known) for group in (positive, negative)]
-    n_folds = min(n_folds, *map(len, members))
+    n_folds = min(_N_FOLDS, *map(len, members))
     if n_folds < 2:
         return combined
     rng = np.random.default_rng(seed)

@@ -69,7 +69,7 @@ def check_donors(n_images: int, config: ExtentConfig) -> None:
     Raises:
         InputError: so few.
     """
-    needed = config.n_donors + 1 if config.donor is Donor.images else 1 if config.donor is Donor.mean else 0
+    needed = {Donor.images: config.n_donors + 1, Donor.mean: 1, Donor.blur: 0}[config.donor]
     if n_images < needed:
         raise InputError(
             f"Expected more images than scope.extent.n_donors={config.n_donors}, of which none is its own donor, got"
