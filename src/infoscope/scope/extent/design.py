@@ -16,11 +16,12 @@ FIRST_RADII = (0, 1, 2, 3, 5, 8, 13, 21, 34)
 class Design:
     """What is measured of an SAE.
 
-    n_latents: of which windows are made, drawn from those that fire.
-    n_images: of each latent's top images.
-    n_donors: for each patch.
-    radii: in patches, ascending from 0.
-    n_plain: pictures without a window that are encoded for each image: itself, and its donor where that is it, blurred.
+    n_latents: how many latents, drawn from those that fire.
+    n_images: how many of each latent's top images.
+    n_donors: how many for each patch.
+    radii: of the windows, in patches, ascending from 0.
+    n_plain: pictures without a window that are encoded for each image: the image itself, and with donor=blur the
+        blurred one too.
     n_pool: pictures from which all images draw donors.
     """
 

@@ -77,10 +77,10 @@ def check_donors(n_images: int, config: ExtentConfig) -> None:
         )
 
 
-def blur(image: UInt8[Tensor, "3 px px"], sd_px: float) -> UInt8[Tensor, "3 px px"]:
-    """Return an image blurred by a Gaussian of a standard deviation in pixels, cut at 3 of them and at the image."""
-    reach = min(max(1, round(3 * sd_px)), image.shape[-1] - 1)
-    return gaussian_blur(image, [2 * reach + 1] * 2, [sd_px] * 2)
+def blur(images: UInt8[Tensor, "n 3 px px"], sd_px: float) -> UInt8[Tensor, "n 3 px px"]:
+    """Return images blurred by a Gaussian of a standard deviation in pixels, cut at 3 of them and at the image."""
+    reach = min(max(1, round(3 * sd_px)), images.shape[-1] - 1)
+    return gaussian_blur(images, [2 * reach + 1] * 2, [sd_px] * 2)
 
 
 def make_windows(

@@ -97,8 +97,8 @@ def say_matched(results: Sequence[Result]) -> list[str]:
 
 def _say_excess(excess: Sequence[Excess]) -> str:
     """Say in which metrics removing low scope costs more, or less, than removing high scope; "": nothing is known."""
-    parts, names = [], [name_group(name) for one in excess[:1] for name in (one.group, one.control)]
+    parts = []
     for sign, words in WORDS.items():
         if of := [f"{one.metric.column.heading} ({one.in_words})" for one in excess if one.sign == sign]:
-            parts.append(f"{words} removing {names[1]} ones in {', '.join(of)}")
-    return f"removing {names[0]} features {'; it '.join(parts)}" if parts else ""
+            parts.append(f"{words} removing {name_group(excess[0].control)} ones in {', '.join(of)}")
+    return f"removing {name_group(excess[0].group)} features {'; it '.join(parts)}" if parts else ""
