@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from scipy.stats import rankdata
 
 from infoscope.data.images import ImageSet
-from infoscope.scope.extent.result import HALF, ExtentResult
+from infoscope.scope.extent.result import HALF
 from infoscope.stages.extent.numbers import Found
 
 N_EACH = 2
@@ -89,9 +89,8 @@ def read_corners(found: Found, images: ImageSet, image_px: int) -> list[Corner]:
 
 
 def _read(found: Found, name: str, latent: int, images: ImageSet, image_px: int) -> Corner:
-    of = found.extent
-    places = np.flatnonzero(of.images[latent] >= 0)[:N_IMAGES]
-    confounds = found.confounds
+    of, confounds = found.extent, found.confounds
+    places = np.flatnonzero(of.images[latent] >= 0)[:N_IMAGES].tolist()
     truths = {
         "known-broad": confounds.known_broad,
         "known-global": confounds.known_global,
@@ -107,9 +106,5 @@ def _read(found: Found, name: str, latent: int, images: ImageSet, image_px: int)
         images=np.stack([images.load(int(i), image_px) for i in of.images[latent, places]]),
         patches=of.patches[latent, places],
         radii=of.radii,
-        responses=np.stack([_respond(of, latent, place) for place in places.tolist()], axis=1),
+        responses=np.stack([of.take(slice(i, i + 1)).response[:, latent] for i in places], axis=1),
     )
-
-
-def _respond(found: ExtentResult, latent: int, place: int) -> Float[np.ndarray, " n_radii"]:
-    return found.take(images=slice(place, place + 1)).response[:, latent]
