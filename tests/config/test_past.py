@@ -56,6 +56,11 @@ def test_they_come_back_whole(tmp_path: Path, settings: list[str]) -> None:
     assert type(found.sae) is type(past.sae)
 
 
+def test_scenes_have_no_other_root(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"means nothing to scores of data\.kind=scenes: drop it"):
+        ask(write_scores(tmp_path, to_tree(compose(["stage=score"]))), "explore.root=/photos")
+
+
 def test_what_the_command_may_say_is_its_own(tmp_path: Path) -> None:
     past = compose(["data=image_folder", "data.root=/photos", "partition=bands", "partition.n_bands=4"])
     scores = write_scores(tmp_path, to_tree(past))

@@ -32,7 +32,8 @@ def reopen(config: Config, given: Sequence[str] = ()) -> Config:
         given: the settings of the command line.
 
     Raises:
-        InputError: there are no such scores, their settings cannot be read, or something else is set.
+        InputError: there are no such scores, their settings cannot be read, something else is set, or
+            `explore.root` where they are of no folder.
     """
     if config.explore.of is None:
         return config
@@ -48,6 +49,8 @@ def reopen(config: Config, given: Sequence[str] = ()) -> Config:
     scores = find_scores(Path(config.explore.of))
     past, asked = _read_config(scores), {"seeds", "partition"} & {key.partition(".")[0] for key in keys}
     precision = (config if "trainer.precision" in keys else past).trainer.precision
+    if config.explore.root is not None and past.data.root is None:
+        raise InputError(f"explore.root means nothing to scores of data.kind={past.data.kind.name}: drop it.")
     return replace(
         past,
         explore=replace(config.explore, of=str(scores)),
