@@ -269,6 +269,8 @@ def test_pictures_are_counted_and_bounded():
         assert backbone.n_images_encoded == found.n_encoded
         design = measuring.choose_design(3, GRID, 4, ExtentConfig(n_images=4, **options))
         assert found.n_encoded <= design.n_forwards
+        held = sum(of.nbytes for name, of in vars(found).items() if isinstance(of, np.ndarray) and name != "radii")
+        assert held == design.n_bytes * found.images.size
     shared = measure(backbone, pictures[:, :, :, :1].repeat(3, 3), n_images=4)
     assert shared.n_encoded == 12 + 4 * (1 + 2 * 2 * len(shared.radii))  # all three latents share their windows
 

@@ -38,6 +38,11 @@ class Design:
         return 2 * self.n_donors * len(self.radii)
 
     @property
+    def n_bytes(self) -> int:
+        """What is kept for each latent and image: activations as float32, the image and the patch as int64."""
+        return 4 * (1 + self.n_donors + self.n_windows) + 16
+
+    @property
     def n_forwards(self) -> int:
         """Pictures that are encoded at most; fewer where latents peak at the same patch of an image."""
         return self.n_latents * self.n_images * (self.n_plain + self.n_windows) + self.n_pool

@@ -85,7 +85,7 @@ class Extent(PublishedPart, SeedStage[ExtentResult]):
             design.n_latents * design.n_images,
             [name, design.n_latents, design.n_images, design.n_donors, list(design.radii)],
             forwards=design.n_forwards,
-            disk_bytes=4 * design.n_windows * count_latents(ctx) * design.n_images,
+            disk_bytes=design.n_bytes * count_latents(ctx) * design.n_images,
             is_bound=True,
             says=f"Windows: {describe_design(ctx)}",
         )
