@@ -4,10 +4,10 @@
     python experiments/scope_measures.py stage=extent    # without the removal tables
     python experiments/scope_measures.py stage=extent data.planted=nothing data.seed=0 sae.k=64 seeds=[0]
 
-By settings: scenes and their CLIP; and, unless another model is asked for, the positive control, a backbone that says
-by a formula what no small window can tell of scenes with marks, on one leaping patch and evenly on all, the light
-evenly on all, and the levels of each patch, read by an SAE of its own directions: there it is these levels that are
-known to be local. Other arguments are overrides of the `infoscope` command.
+By settings: scenes and their CLIP; and, unless another model, another SAE or debug=tiny is asked for, the positive
+control, a backbone that says by a formula what no small window can tell of scenes with marks, on one leaping patch and
+evenly on all, the light evenly on all, and the levels of each patch, read by an SAE of its own directions: there it is
+these levels that are known to be local. Other arguments are overrides of the `infoscope` command.
 
 Measured: AUROC of known-global, and of known-broad, against known-local features, of each measure and of pairs of them
 (a linear discriminant on ranks, 5 folds, each latent scored by the others), with the middle 95% of 1000 draws in which
@@ -450,9 +450,10 @@ EXPERIMENT = Experiment(
 
 
 def add_control(arguments: Sequence[str]) -> Experiment[Found]:
-    """Return the experiment with the positive control, whose SAE is written; without where another model is given."""
+    """Return the experiment with the positive control, whose SAE is written; without it for another model or SAE."""
     given = dict(one.partition("=")[::2] for one in arguments)
-    if {"-h", "--help", "model", "sae", "data.planted"} & given.keys():
+    of_sae = any(key.split(".")[0] == "sae" for key in given)  # debug=tiny has some too; the SAE here is imported
+    if of_sae or {"-h", "--help", "model", "data.planted", "debug"} & given.keys():
         return EXPERIMENT
     directions, folder = PlantedFacts().directions, Path(given.get("output_dir", "outputs")) / "experiments"
     sae = SparseAutoencoder(directions.shape[1], len(directions), ReLU(), seed=0)

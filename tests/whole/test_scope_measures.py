@@ -152,7 +152,7 @@ def test_the_control_reads_the_directions_of_the_backbone(module: ModuleType, tm
     _, control = module.add_control([f"output_dir={tmp_path}", "stage=extent"]).settings
     sae = load_sae(control.split("sae.path=")[1])
     torch.testing.assert_close(sae.encode(PlantedFacts().directions), torch.eye(len(CODES)) / 2)
-    for asked in ("model=scenes_clip", "data.planted=nothing", "--help"):
+    for asked in ("model=scenes_clip", "data.planted=nothing", "sae.expansion_factor=2", "debug=tiny", "--help"):
         assert module.add_control([asked]) is module.EXPERIMENT
 
 
