@@ -94,6 +94,17 @@ def test_the_first_sentence_says_which_measure_is_right() -> None:
     assert first.startswith("The extent tells known-global from known-local features better than the CDS: AUROC 1.00")
 
 
+def test_features_that_every_donor_excites_are_counted() -> None:
+    found = make_found()
+    assert not any(said.startswith("No extent") for said in make_extent_section([found], DESIGN).findings)
+    (fires,) = np.nonzero(found.scope.firing_rate)
+    donor = found.extent.donor.copy()
+    donor[fires[:4]] = 0.5
+    said = make_extent_section([found._replace(extent=replace(found.extent, donor=donor))], DESIGN).findings
+    expected = f"No extent: 4 of {len(fires)} measured features, which each of their donors excites to half or more."
+    assert expected in said
+
+
 def test_broad_facts_come_first() -> None:
     found = make_found()
     effects = {"alike": make_confounds(found.scope, found.extent.extent).image_effects["light"]}

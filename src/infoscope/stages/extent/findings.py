@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from infoscope.report.tables import format_number, format_percent, format_signed
 from infoscope.scope.extent.result import ExtentResult
 from infoscope.stages.confounds.numbers import Correlation, Separation
@@ -16,18 +18,19 @@ def say_extents(
     curves: Mapping[str, Curve],
     summaries: Mapping[str, Summary],
     correlations: Mapping[str, Mapping[str, Correlation]],
-    found: ExtentResult,
+    extents: Sequence[ExtentResult],
     design: str,
 ) -> list[str]:
     """Say first whether the extent tells more than the CDS where the truth is known, then what was measured.
 
     Args:
-        found: of any seed. design: what was measured of each latent, a sentence.
+        extents: of each SAE seed. design: what was measured of each latent, a sentence.
     """
     return [
         *_say_truth(separations),
-        _say_responses(curves[ALL], found.radii.tolist()),
+        _say_responses(curves[ALL], extents[0].radii.tolist()),
         _say_summary(summaries[ALL]),
+        *_say_spoiled(extents),
         _say_correlations(correlations),
         f"Measured: {design}",
     ]
@@ -92,6 +95,16 @@ def _say_summary(of: Summary) -> str:
         f" patch is enough for {format_percent(of.at_0)} of the features, and no measured window for"
         f" {format_percent(of.at_1)}. Median context effect {format_number(of.context_effect.mean, 2)} of the variance."
     )
+
+
+def _say_spoiled(extents: Sequence[ExtentResult]) -> list[str]:
+    """Say of how many features nothing is known although they were measured, so that nobody takes them for wide."""
+    measured = [~np.isnan(found.donor).all(axis=(1, 2)) for found in extents]
+    spoiled = [of & (found.n_valid == 0) for of, found in zip(measured, extents, strict=True)]
+    if not np.any([of.any() for of in spoiled]):
+        return []
+    n, n_measured = (format_number(float(np.mean([of.sum() for of in every])), 0) for every in (spoiled, measured))
+    return [f"No extent: {n} of {n_measured} measured features, which each of their donors excites to half or more."]
 
 
 def _say_correlations(correlations: Mapping[str, Mapping[str, Correlation]]) -> str:

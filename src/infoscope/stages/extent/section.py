@@ -69,7 +69,9 @@ def make_extent_section(seeds: Seeds, design: str, corners: Sequence[Corner] = (
     return ReportSection(
         name="extent",
         title="Extent of the evidence",
-        findings=tuple(say_extents(separations, curves, summaries, correlations, first.extent, design)),
+        findings=tuple(
+            say_extents(separations, curves, summaries, correlations, [one.extent for one in seeds], design)
+        ),
         tables=tables,
         figures=figures,
         summary={
