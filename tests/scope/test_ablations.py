@@ -7,7 +7,7 @@ import pytest
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode
-from infoscope.scope.ablations import Ablation, Role, make_ablations, make_matched_ablations
+from infoscope.scope.ablations import Ablation, Role, describe_variant, make_ablations, make_matched_ablations
 from infoscope.scope.config import Control
 from infoscope.scope.matching import match_groups
 
@@ -40,6 +40,13 @@ def test_controls_are_drawn_from_scored_living_latents(mass):
             assert not (variant.ablated & ~drawable).any()
             members = first(10) if variant.group == "high" else first(60, 10)
             assert variant.overlap == pytest.approx((members & variant.ablated).sum() / variant.n_latents)
+
+
+def test_shares_of_a_silent_sae_are_none_and_stay_so(mass):
+    for variant in make_ablations({"high": first(10)}, first(70), mass, n_draws=1):
+        said = describe_variant(variant, np.nan, np.nan)
+        assert said["mass_share"] is said["energy_share"] is None
+        assert describe_variant(variant, said["mass_share"], said["energy_share"]) == said
 
 
 def test_size_and_mass_are_matched(mass):

@@ -179,8 +179,8 @@ def make_matched_ablations(
     return variants
 
 
-def describe_variant(variant: Ablation, mass_share: float, energy_share: float) -> dict[str, Any]:
-    """Return a variant as plain JSON types; shares are those measured on the test tokens."""
+def describe_variant(variant: Ablation, mass_share: float | None, energy_share: float | None) -> dict[str, Any]:
+    """Return a variant as plain JSON types; shares are those measured on the test tokens, None as NaN: none is."""
     return {
         "name": variant.name,
         "mode": variant.mode.name,
@@ -197,9 +197,9 @@ def describe_variant(variant: Ablation, mass_share: float, energy_share: float) 
     }
 
 
-def finite(value: float) -> float | None:
+def finite(value: float | None) -> float | None:
     """Return a number as JSON can hold it: None for NaN and Inf."""
-    return value if math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 def choose_rows(n_rows: int, n_wanted: int | None, seed: int) -> Int[np.ndarray, " n_chosen"]:
