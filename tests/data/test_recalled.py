@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from infoscope.data.config import SKIP, DataConfig, DataKind
 from infoscope.data.images import ImageError, ImageSet
-from infoscope.data.recalled import RecalledImages, save_images
+from infoscope.data.recalled import FILE, RecalledImages, save_images
 from infoscope.data.sets import make_image_sets, open_whole_sets
+from infoscope.runtime.errors import InputError
 from tests.support.data_sets import configure
 
 N = 8
@@ -127,3 +129,13 @@ def test_tokens_of_earlier_versions_and_a_set_that_cannot_be_opened_leave_none(t
     keep(tmp_path, images)
     closed = RecalledImages(tmp_path, "train", images.fingerprint, None)
     assert (closed.image_ids, len(closed.gone), closed.is_named) == (images.image_ids, N, True)
+
+
+@pytest.mark.parametrize("damage", [lambda table: table.slice(0, N - 1), lambda table: table.replace_schema_metadata()])
+def test_a_table_of_other_images_is_damaged(tmp_path: Path, damage) -> None:
+    write_files(tmp_path / "photos", {i: i for i in range(N)})
+    images, _ = make_image_sets(configure("image_folder", tmp_path / "photos", test_share=0.0))
+    keep(tmp_path, images)
+    parquet.write_table(damage(parquet.read_table(tmp_path / FILE)), tmp_path / FILE)
+    with pytest.raises(InputError, match="is damaged: without it nobody knows which image is which"):
+        RecalledImages(tmp_path, "train", images.fingerprint, images)

@@ -68,10 +68,9 @@ class RecalledImages(ImageSet):
 
     def __init__(self, folder: Path, split: str, fingerprint: Mapping[str, Any], now: ImageSet | None) -> None:
         self._fingerprint, self._now = dict(fingerprint), now
-        table = _read_table(folder / FILE)
         n_images = self._fingerprint["n_images"]
+        table = _read_table(folder / FILE, n_images)
         ids = [str(i) for i in range(n_images)] if table is None else list(map(os.fsdecode, table["id"].to_pylist()))
-        assert len(ids) == n_images, (folder, len(ids), n_images)
         super().__init__(split, ids)
         self.is_named, self._table = table is not None, table
         self._n_target_classes: Mapping[str, int] = {}
@@ -130,10 +129,14 @@ class RecalledImages(ImageSet):
         return self._n_target_classes[target]
 
 
-def _read_table(file: Path) -> pa.Table | None:
+def _read_table(file: Path, n_rows: int) -> pa.Table | None:
+    damaged = InputError(f"{file} is damaged: without it nobody knows which image is which.")
     try:
-        return parquet.ParquetFile(file).read()
+        table = parquet.ParquetFile(file).read()
     except FileNotFoundError:
         return None
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{file} is damaged: without it nobody knows which image is which.") from error
+        raise damaged from error
+    if len(table) != n_rows or _META not in (table.schema.metadata or {}):
+        raise damaged
+    return table
