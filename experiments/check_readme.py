@@ -126,7 +126,7 @@ def find_swapped(*overrides: str) -> Find:
 def find_measures(given: Sequence[str], builds: bool) -> Path | None:
     """The tables of scope_measures.py, which writes the SAE of its positive control."""
     script = load_script("scope_measures")
-    return write_tables(script.add_control(list(given)), given, builds)
+    return write_tables(script.add_marks(list(given)), given, builds)
 
 
 def find_cross(given: Sequence[str], builds: bool) -> Path | None:

@@ -66,7 +66,9 @@ from infoscope.stages.probe.tables import make_main_table, make_matched_table
 from infoscope.stages.sae import sae_of
 from infoscope.stages.score.stage import Score
 from infoscope.vision.config import ModelKind
+from infoscope.vision.open_clip.weights import LOCAL_WEIGHTS
 from infoscope.vision.planted_facts import CODES, PlantedFacts
+from marked_clip import main as make_marked_clip
 
 N_DRAWS = 1000
 SMALL = "data.n_train=1000 data.n_test=300"
@@ -76,9 +78,12 @@ N_LATENTS = 128
 ONE_EACH = "one image and one donor each"
 MIN_GROUP = 10
 """With fewer features in a group, on average over SAE seeds, nothing is said of an AUROC."""
-CONTROL = "positive control"
+CONTROL, TUNED = "positive control", "tuned scenes_clip"
+TUNED_SEED = 8
+"""Of the scenes with marks: on those of seed 7 the mean extent was chosen."""
 MEASURES = {
     "extent": "evidence extent",
+    "mean_extent": "mean extent",
     "context_effect": "context effect",
     "own_patch": "response to its own patch, reversed",
     "cds": "CDS",
@@ -86,15 +91,15 @@ MEASURES = {
     "firing_rate": "firing frequency, reversed",
     "support": "support, reversed",
 }
-"""By column; the last ones, and the third, count small values as global."""
-PAIRED = ("extent", "context_effect", "cds", "cds_minus_chance", "firing_rate")
-JUDGED = ("extent", "context_effect")
+"""By column; those that are reversed count small values as global."""
+PAIRED = ("extent", "mean_extent", "context_effect", "cds", "cds_minus_chance", "firing_rate")
+JUDGED = ("extent", "mean_extent", "context_effect")
 """Which measures are held against the CDS."""
 KNOWN = {"global": "known-global", "broad": "known-broad"}
 """What is held against known-local features."""
 SUBSETS = {"all": "AUROC", "compact": "compact", "diffuse": "diffuse", "matched": "matched frequency"}
 """Known-global features, all or of a support, against all known-local ones; as many of both of like frequency."""
-STABLE = ("extent", "context_effect", "cds")
+STABLE = (*JUDGED, "cds")
 
 
 class OfSeed(NamedTuple):
@@ -148,7 +153,7 @@ def measure_seed(ctx: Context, seed: int) -> OfSeed:
     scores, extent, confounds = (stage.at(ctx, seed).load() for stage in (Score, Extent, Confounds))
     cds, properties = scores.cds(k).values, confounds.properties
     values = (
-        *(extent.extent, extent.context_effect, -extent.response[0], cds, cds - scores.chance(k)),
+        *(extent.extent, extent.mean_extent, extent.context_effect, -extent.response[0], cds, cds - scores.chance(k)),
         *(-properties.firing_rate, -properties.support),
     )
     decoder = sae_of(ctx, seed).load().W_dec.detach().float().cpu().numpy()
@@ -328,13 +333,13 @@ def make_stability_table(found: Found, k: int, min_cosine: float) -> Table:
     of_cds = compute_stat(compute_split_half(of.scores.emd, k).reliability for of in found.seeds)
     for words, pairs in splits.items():
         is_of_images = words == "half of the images"
-        correlations = [[_correlate(name, *pair) for pair in pairs] for name in STABLE[:2]]
+        correlations = [[_correlate(name, *pair) for pair in pairs] for name in JUDGED]
         cells = [compute_stat(correct_halves(rho) for rho, _ in of) for of in correlations]
         counts = compute_stat(n for _, n in correlations[0])
         table.add_row(words, *cells, of_cds if is_of_images else None, counts)
     first = found.seeds[0]
     for words, other in found.others.items():
-        pairs = [_correlate(name, first.extent, other) for name in STABLE[:2]]
+        pairs = [_correlate(name, first.extent, other) for name in JUDGED]
         of_one = compute_spearman(first.measures["cds"], first.scores.cds(1).values)[0]
         table.add_row(words, *(rho for rho, _ in pairs), of_one if words == ONE_EACH else None, pairs[0][1])
     if len(found.seeds) > 1:
@@ -430,8 +435,10 @@ def make_part(run: Run[Found], table: Table, by: By | None = None) -> Part:
 
 
 def name_run(run: Run[Found]) -> str:
-    """Return which run it is: the control, whose label would be long, or the configuration in words."""
-    return CONTROL if run.config.model.kind is ModelKind.planted_facts else run.label
+    """Return which run it is: the control or the tuned model, whose labels would be long, or the configuration."""
+    if run.config.model.kind is ModelKind.planted_facts:
+        return CONTROL
+    return TUNED if run.config.data.planted is Planted.marks else run.label
 
 
 def _make_stability(run: Run[Found]) -> Table:
@@ -449,8 +456,8 @@ EXPERIMENT = Experiment(
 )
 
 
-def add_control(arguments: Sequence[str]) -> Experiment[Found]:
-    """Return the experiment with the positive control, whose SAE is written; without it for another model or SAE."""
+def add_marks(arguments: Sequence[str]) -> Experiment[Found]:
+    """Return the experiment with a model and a control that know broad facts; without for another model or SAE."""
     given = dict(one.partition("=")[::2] for one in arguments)
     of_sae = any(key.split(".")[0] == "sae" for key in given)  # debug=tiny has some too; the SAE here is imported
     if of_sae or {"-h", "--help", "model", "data.planted", "debug"} & given.keys():
@@ -464,8 +471,12 @@ def add_control(arguments: Sequence[str]) -> Experiment[Found]:
     folder /= "planted_facts_sae"
     save_sae(folder, sae)
     control = f"data.planted=marks model=planted_facts {SMALL} sae=import sae.path={folder}"
-    return replace(EXPERIMENT, settings=[*EXPERIMENT.settings, control])
+    tuned = folder.parent / "marked_clip"
+    if not (tuned / LOCAL_WEIGHTS[0]).exists():
+        make_marked_clip([str(tuned)])
+    trained = f"data.planted=marks data.seed={TUNED_SEED} model.pretrained=local-dir:{tuned}"
+    return replace(EXPERIMENT, settings=[*EXPERIMENT.settings, trained, control])
 
 
 if __name__ == "__main__":
-    sys.exit(main(add_control(sys.argv[1:]), sys.argv[1:]))
+    sys.exit(main(add_marks(sys.argv[1:]), sys.argv[1:]))

@@ -149,11 +149,11 @@ def test_it_runs_on_tiny_scenes(module: ModuleType, tmp_path: Path) -> None:
 
 
 def test_the_control_reads_the_directions_of_the_backbone(module: ModuleType, tmp_path: Path) -> None:
-    _, control = module.add_control([f"output_dir={tmp_path}", "stage=extent"]).settings
+    _, control = module.add_marks([f"output_dir={tmp_path}", "stage=extent"]).settings
     sae = load_sae(control.split("sae.path=")[1])
     torch.testing.assert_close(sae.encode(PlantedFacts().directions), torch.eye(len(CODES)) / 2)
     for asked in ("model=scenes_clip", "data.planted=nothing", "sae.expansion_factor=2", "debug=tiny", "--help"):
-        assert module.add_control([asked]) is module.EXPERIMENT
+        assert module.add_marks([asked]) is module.EXPERIMENT
 
 
 def test_photographs_are_refused(module: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -156,13 +156,20 @@ class By(Enum):
     """The contextual dependency score: how far the activation moves when the context shifts."""
     extent = "extent"
     """How far the evidence reaches: the smallest window that keeps half of the response (ours)."""
+    mean_extent = "mean_extent"
+    """The same for all shares of the response, their mean (ours)."""
     context_effect = "context_effect"
     """The share of the variance of a patch's activation that contexts make (ours)."""
 
     @property
     def words(self) -> str:
         """What it is called in a sentence and along an axis."""
-        return {By.cds: "CDS", By.extent: "evidence extent", By.context_effect: "context effect"}[self]
+        return {
+            By.cds: "CDS",
+            By.extent: "evidence extent",
+            By.mean_extent: "mean extent",
+            By.context_effect: "context effect",
+        }[self]
 
 
 class Rule(Enum):

@@ -63,6 +63,7 @@ class Partition:
 ENDS: Mapping[By, tuple[str, str]] = {
     By.cds: ("high", "low"),
     By.extent: ("wide", "narrow"),
+    By.mean_extent: ("wider", "narrower"),
     By.context_effect: ("context-driven", "patch-driven"),
 }
 """The names of the groups above gamma and up to it, by what is divided."""

@@ -61,7 +61,7 @@ def test_a_context_free_feature_has_extent_and_context_effect_0():
     np.testing.assert_allclose(found.response_without, 0, atol=1e-9)
     np.testing.assert_allclose(found.extent, 0, atol=1e-9)
     np.testing.assert_allclose(found.context_effect, 0, atol=1e-9)
-    assert found.n_valid.tolist() == [3, 3, 3]
+    assert found.n_measured.tolist() == [3, 3, 3]
 
 
 @pytest.mark.parametrize("reach", [1, 2])
@@ -97,8 +97,10 @@ def test_sums_around_patches_are_those_of_numpy(reach):
                 index = place, latent, rank_, donor
                 assert len(others) > 1 or found.kept[index] == sum_around(kept, row, column)
                 assert len(others) > 1 or found.replaced[index] == sum_around(replaced, row, column)
-    assert (found.response[reach:] == 1).all()  # no donor counts where the window holds all that the patch sees
-    assert (found.extent <= 2 * reach / (grid - 1)).all()
+    known = np.isfinite(found.extent)  # else donors excite it as much
+    assert known.sum() >= 2
+    np.testing.assert_allclose(found.response[reach:, known], 1, atol=1e-9)  # the window holds all that the patch sees
+    assert (found.extent[known] <= 2 * reach / (grid - 1)).all()
 
 
 @pytest.mark.parametrize("is_corner", [False, True])
@@ -198,39 +200,21 @@ def test_dead_latents_have_no_extent():
     pictures[..., 1] = 0
     found = measure(LocalSum(GRID, PATCH_PX), pictures)
     assert np.isnan(found.extent).tolist() == np.isnan(found.context_effect).tolist() == [False, True, False]
-    assert found.n_valid.tolist() == [3, 0, 3]
+    assert found.n_measured.tolist() == [3, 0, 3]
     nothing = measure(LocalSum(GRID, PATCH_PX), 0 * pictures)
     assert np.isnan(nothing.extent).all()
-
-
-def test_a_donor_that_fires_itself_is_drawn_again_where_there_is_another():
-    evenly = np.full((6, SIDE, SIDE, 3), 90, np.uint8)
-    bright, half = (
-        make_spots(3, 150, ground=100),
-        measure(LocalSum(GRID, PATCH_PX, 0), [*make_spots(3, 100, 80), *evenly]),
-    )
-    assert half.n_valid.tolist() == [0, 0, 0]  # every donor has 0.9 of it
-    assert np.isnan(half.extent).all()
-    assert np.isnan(half.response).all()
-    evenly[1] = 10
-    other = measure(LocalSum(GRID, PATCH_PX, 0), [*bright, *evenly], n_donors=1)
-    np.testing.assert_array_equal(other.donor, 10 * PATCH_PX**2)
-    two = measure(LocalSum(GRID, PATCH_PX, 0), [*make_spots(3, 100, 80), *evenly], n_donors=2)
-    assert (two.valid.sum(axis=2) == 1).all()
-    np.testing.assert_array_equal(two.extent, 0)
 
 
 @pytest.mark.parametrize("seed", [0, 3])
 def test_donors_follow_from_the_seed_as_documented(seed):
     levels = np.arange(10, 50)
-    levels[::5] += 190  # bright ones spoil each other
     pictures = np.full((40, SIDE, SIDE, 3), levels[:, None, None, None], np.uint8)
     found = measure(LocalSum(GRID, PATCH_PX, 0), pictures, n_images=4, n_donors=4, seed=seed)
     pool = np.sort(np.random.default_rng([seed, 1]).permutation(40)[:32])
     for place, image in enumerate(found.images[0]):
         patch = found.patches[0, place]
         order = pool[np.random.default_rng([seed, image, patch]).permutation(32)]
-        expected = [one for one in order if one != image and levels[one] < 100][:4]
+        expected = [one for one in order if one != image][:4]
         np.testing.assert_array_equal(found.donor[:, place], [levels[expected] * PATCH_PX**2] * 3)
 
 

@@ -59,20 +59,56 @@ def test_responses_below_0_and_above_1_stay():
     np.testing.assert_allclose(found.response[:, 0], [-1 / 3, 5 / 3, 0])
 
 
-def test_donors_are_summed_and_images_averaged():
+def test_images_and_donors_are_summed():
     kept = [[[0.5, 0.75], [1.0, 0.0]]]
     found = make_result(kept, donor=[[0.25, 0.0], [0.0, 0.0]], whole=[1.0, 2.0], radii=(0,))
-    np.testing.assert_allclose(found.response, [[((0.25 + 0.75) / 1.75 + 1 / 4) / 2]])
+    np.testing.assert_allclose(found.response, [[(0.25 + 0.75 + 1) / (0.75 + 1 + 2 + 2)]])
 
 
-def test_donors_that_fire_themselves_are_left_out():
+def test_donors_that_fire_themselves_count_like_others():
     kept = [[[0.5, 1.0], [0.25, 0.25]]]
-    found = make_result(kept, donor=[[0.0, 0.5], [0.5, 0.75]], radii=(0,))
-    assert found.valid.tolist() == [[[True, False], [False, False]]]
-    assert found.n_valid.tolist() == [1]
-    assert found.response.tolist() == [[0.5]]
-    nothing = make_result(kept, donor=0.5, radii=(0,))
-    assert np.isnan([nothing.extent, nothing.context_effect, nothing.response[0]]).all()
+    found = make_result(kept, donor=[[0.0, 1.0], [0.5, 0.75]], radii=(0,))
+    np.testing.assert_allclose(found.response, [[(0.5 - 0.25 - 0.5) / 1.75]])
+    assert found.n_measured.tolist() == [2]
+
+
+def test_a_fact_that_windows_do_not_tell_has_response_0():
+    """Two marks alike: a window holds one of them, the other one is the donor's, which shows the fact or not."""
+
+    own = np.array([1.0 if first == second else 0.0 for first in (0, 1) for second in (0, 1)])
+    kept = np.array([0.0, 1.0, 0.0, 1.0])  # of mark 1 the window shows a 1, of mark 2 donors show 0, 1, 0, 1
+    found = make_result([[kept]], donor=[own], radii=(0,))
+    assert found.response.tolist() == [[0.0]]
+    assert found.extent.tolist() == [1.0]
+
+
+def test_nothing_is_said_where_donors_excite_a_latent_as_its_own_images_do():
+    kept = [[[0.5, 1.0], [0.25, 0.25]]]
+    nearly, nothing = (make_result(kept, donor=donor, radii=(0,)) for donor in (0.875, 0.9375))
+    assert np.isfinite([nearly.extent, nearly.mean_extent]).all()
+    assert np.isnan([nothing.extent, nothing.mean_extent, nothing.response[0], nothing.response_without[0]]).all()
+    unmeasured = make_result(kept, donor=np.nan, radii=(0,))
+    assert np.isnan([unmeasured.extent, unmeasured.mean_extent, unmeasured.context_effect]).all()
+    assert unmeasured.n_measured.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("responses", "expected"),
+    [
+        ((1, 1, 1), 0),
+        ((0, 0, 0), 1 - 1 / 4),  # sides 0, 1/4, 1/2; from there to the whole picture on a straight line
+        ((0.5, 0.5, 0.5), (1 - 1 / 4) / 2),
+        ((0, 1, 1), 1 / 8),
+        ((-1, 2, 1), 1 / 8),  # cut at 0 and 1
+    ],
+)
+def test_the_mean_extent_is_the_area_above_the_response(responses, expected):
+    found = curve(*responses)
+    np.testing.assert_allclose(found.mean_extent, [expected], atol=1e-12)
+    shares = (np.arange(1000) + 0.5) / 1000  # and so the mean, over shares, of the side at which each is reached
+    sides, reached = np.array([0, 0.25, 0.5, 1]), np.append(np.clip(responses, 0, 1), 1)
+    at = [np.interp(share, reached, sides) if share > reached[0] else 0.0 for share in shares]
+    np.testing.assert_allclose(np.mean(at), expected, atol=1e-3)
 
 
 def test_the_context_effect_is_that_of_a_two_way_analysis_of_variance():

@@ -21,14 +21,14 @@ from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, choose_layer
 from infoscope.scope.config import Donor, ExtentConfig
 from infoscope.scope.extent.design import Design, choose_design
-from infoscope.scope.extent.result import SPOILED, ExtentResult
+from infoscope.scope.extent.result import ExtentResult
 from infoscope.scope.extent.windows import Donors, blur, check_donors, compose, make_windows, read_pool
 from infoscope.scope.maps import WantedMaps, encode_pairs
 from infoscope.scope.ranking import Ranking
 from infoscope.vision.backbone import Backbone
 
-_MAX_POOL_ACTS = 2**24
-"""Places for activations of the pool that are made at a time."""
+_MAX_ACTS = 2**24
+"""Places for activations of donors that are made at a time."""
 
 
 def measure_extent(
@@ -170,9 +170,9 @@ class _Windows:
         peaks, patches = (of.cpu().numpy() for of in self._encode(tokens, slots, latents).max(dim=1))
         sites = _Sites.find(slots, patches, peaks > 0, tokens.shape[1])
         donors = self._blur(index, images) if self.config.donor is Donor.blur else self.pool
-        chosen, own = self._draw(donors, index, sites, latents[sites.pairs], peaks[sites.pairs])
+        chosen = self._draw(donors, index, sites)
         n_encoded = len(index) * self.design.n_plain
-        found = {"donor": own}
+        found = {"donor": self._excite(donors, chosen, sites, latents[sites.pairs])}
         for name, is_kept in (("kept", True), ("replaced", False)):
             found[name] = self._fire(images, donors, chosen, sites, latents[sites.pairs], is_kept)
             n_encoded += chosen.size * len(self.design.radii)
@@ -205,49 +205,35 @@ class _Windows:
         return Donors(index, pictures, self._read(pictures))
 
     def _draw(
-        self,
-        donors: Donors,
-        index: Int[np.ndarray, " n_images"],
-        sites: _Sites,
-        latents: Int[np.ndarray, " n"],
-        whole: Float[np.ndarray, " n"],
-    ) -> tuple[Int[np.ndarray, "n_sites n_donors"], Float[np.ndarray, "n n_donors"]]:
-        """Choose the donors of each site, and measure what each excites by itself, of each pair that fires.
+        self, donors: Donors, index: Int[np.ndarray, " n_images"], sites: _Sites
+    ) -> Int[np.ndarray, "n_sites n_donors"]:
+        """Return the donors of each site: the first of a permutation of the pool, another one for each site.
 
-        Of a permutation of the pool, another one for each site, those come first that spoil the fewest of the site's
-        latents: a donor that shows what a latent looks for is drawn again where there is another one.
+        Whether they show what a latent looks for does not matter: to draw these again would let a window count that
+        tells nothing, as soon as what it shows is rare among the others.
         """
         if self.config.donor is Donor.blur:
-            candidates = sites.slot[:, None]
-        else:
-            candidates = np.tile(np.arange(len(donors.index)), (len(sites), 1))
-        own = self._excite(donors, candidates, sites, latents)
-        n_spoiled = np.zeros(candidates.shape)
-        np.add.at(n_spoiled, sites.site, own >= SPOILED * whole[:, None])
+            return sites.slot[:, None]
         chosen = np.empty((len(sites), self.design.n_donors), dtype=np.int64)
-        for site, (slot, patch) in enumerate(zip(sites.slot, sites.patch, strict=True)):
-            if self.config.donor is Donor.images:
-                n_spoiled[site, donors.index == index[slot]] = np.inf  # none is its own donor
-            order = np.random.default_rng([self.config.seed, int(index[slot]), int(patch)]).permutation(
-                candidates.shape[1]
-            )
-            chosen[site] = order[np.argsort(n_spoiled[site, order], kind="stable")][: self.design.n_donors]
-        return np.take_along_axis(candidates, chosen, 1), np.take_along_axis(own, chosen[sites.site], 1)
+        for site, (image, patch) in enumerate(zip(index[sites.slot], sites.patch, strict=True)):
+            order = np.random.default_rng([self.config.seed, image, patch]).permutation(len(donors.index))
+            chosen[site] = order[donors.index[order] != image][: self.design.n_donors]  # none is its own donor
+        return chosen
 
     def _excite(
         self,
         donors: Donors,
-        candidates: Int[np.ndarray, "n_sites n_candidates"],
+        chosen: Int[np.ndarray, "n_sites n_donors"],
         sites: _Sites,
         latents: Int[np.ndarray, " n"],
-    ) -> Float[np.ndarray, "n n_candidates"]:
-        """Return how strongly each latent fires at its site's patch in each candidate."""
-        n_at_once = max(1, _MAX_POOL_ACTS // (candidates.shape[1] * self.wanted.sae.d_sae))
-        own = [np.zeros((0, candidates.shape[1]), np.float32)]
+    ) -> Float[np.ndarray, "n n_donors"]:
+        """Return how strongly each latent fires at its site's patch in each donor itself."""
+        n_at_once = max(1, _MAX_ACTS // (chosen.shape[1] * self.wanted.sae.d_sae))
+        own = [np.zeros((0, chosen.shape[1]), np.float32)]
         for start in range(0, len(sites), n_at_once):
             some = slice(start, start + n_at_once)
             pairs = slice(*np.searchsorted(sites.site, [some.start, some.stop]))
-            tokens = donors.tokens[candidates[some], sites.patch[some, None]]
+            tokens = donors.tokens[chosen[some], sites.patch[some, None]]
             own.append(self._encode(tokens, sites.site[pairs] - start, latents[pairs]).cpu().numpy())
         return np.concatenate(own)
 

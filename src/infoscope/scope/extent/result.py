@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from infoscope.runtime.arrays import load_result, save_result
-from infoscope.scope.cds import mean_of_known
 
 HALF = 0.5
 """The response at which the extent is read."""
-SPOILED = 0.5
-"""A donor that excites the latent by itself to such a share of its activation tells nothing, and is left out."""
+LEAST_GAIN = 0.1
+"""Where donors alone excite a latent to more than all but such a share of its activation, nothing is said of it."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +43,20 @@ class ExtentResult:
     n_encoded: int
 
     @property
-    def valid(self) -> Bool[np.ndarray, "d_sae n_images n_donors"]:
-        """The pairs of picture and donor that count: the donor alone excites the latent to less than half."""
-        return self.donor < SPOILED * self.whole[:, :, None]  # NaN and silent pictures are false
-
-    @property
-    def n_valid(self) -> Int[np.ndarray, " d_sae"]:
-        """Images of each latent that have a donor that counts."""
-        return self.valid.any(axis=2).sum(axis=1)
+    def n_measured(self) -> Int[np.ndarray, " d_sae"]:
+        """Images of each latent in which windows were measured."""
+        return np.isfinite(self.donor).any(axis=2).sum(axis=1)
 
     @property
     def response(self) -> Float[np.ndarray, "n_radii d_sae"]:
-        """What the window alone keeps: 0 is what the donor gives, 1 the whole picture; NaN without a valid donor.
+        """What the window alone keeps: 0 is what donors give, 1 the whole picture.
 
-        Of each image the sum over donors of (kept - donor) / (whole - donor), then the mean over images. It is below 0
-        where the window silences what the donor excites, and above 1 where the surroundings held the latent down.
+        (kept - donor) / (whole - donor), both summed over images and donors. It is below 0 where windows silence what
+        donors excite, and above 1 where the surroundings held the latent down. NaN where nothing was measured, or where
+        donors alone excite the latent nearly as much as its own images do (`LEAST_GAIN`).
+
+        All donors count, those as well that show what the latent looks for: so it is the mean activation given the
+        window less the mean without it, and 0 for windows that tell nothing.
         """
         return self._respond(self.kept)
 
@@ -68,10 +66,11 @@ class ExtentResult:
         return self._respond(self.replaced)
 
     def _respond(self, activations: np.ndarray) -> Float[np.ndarray, "n_radii d_sae"]:
-        valid, donor = self.valid, self.donor.astype(np.float64)
-        gained = np.where(valid, activations - donor, 0).sum(axis=-1)
-        whole = np.where(valid, self.whole[:, :, None] - donor, 0).sum(axis=-1)
-        return mean_of_known(np.where(whole > 0, gained / np.where(whole > 0, whole, 1), np.nan), axis=-1)
+        donor, whole = self.donor.astype(np.float64), self.whole[:, :, None].astype(np.float64)
+        gain, measured = np.nansum(whole - donor, axis=(1, 2)), np.isfinite(donor)
+        gained = np.nansum(activations - donor, axis=(2, 3))
+        known = (gain > 0) & (gain >= LEAST_GAIN * np.where(measured, whole, 0).sum(axis=(1, 2)))
+        return np.where(known, gained / np.where(known, gain, 1), np.nan)
 
     @property
     def extent(self) -> Float[np.ndarray, " d_sae"]:
@@ -93,6 +92,19 @@ class ExtentResult:
         return np.where(np.isnan(response[0]), np.nan, extent)
 
     @property
+    def mean_extent(self) -> Float[np.ndarray, " d_sae"]:
+        """The extent at all shares of the response instead of one half, their mean: 0..1, NaN: unknown.
+
+        That is the area above the curve of the response, in 0..1, against the side of the window, less the patch, as a
+        share of the grid's; the window as wide as the grid counts as the whole picture. Two latents are seldom alike in
+        it, while all that keep half with their own patch have extent 0.
+        """
+        response = np.clip(self.response, 0, 1)
+        sides = np.append(2 * self.radii / max(1, self.grid - 1), 1.0)
+        lost = 1 - np.concatenate([response, np.where(np.isnan(response[:1]), np.nan, 1)])
+        return (np.diff(sides)[:, None] * (lost[1:] + lost[:-1]) / 2).sum(axis=0)
+
+    @property
     def context_effect(self) -> Float[np.ndarray, " d_sae"]:
         """Share of the variance of a patch's activation that contexts make: 0 context free, 1 blind to its own patch.
 
@@ -100,11 +112,11 @@ class ExtentResult:
         patch between contexts, over the whole one, both summed over images and donors. It is the total effect of the
         context in the sense of Sobol (Homma & Saltelli, 1996). NaN: unknown, or nothing varies.
         """
-        valid, whole = self.valid, self.whole[:, :, None].astype(np.float64)
-        own_patch, own_context, donor = self.kept[0], self.replaced[0], self.donor.astype(np.float64)
-        of_patch = np.where(valid, whole + own_patch - own_context - donor, 0)
-        within = np.where(valid, (whole - own_patch) ** 2 + (own_context - donor) ** 2, 0).sum(axis=(1, 2)) / 2
-        total = within + (of_patch**2).sum(axis=(1, 2)) / 4
+        donor, whole = self.donor.astype(np.float64), self.whole[:, :, None].astype(np.float64)
+        own_patch, own_context = self.kept[0], self.replaced[0]
+        of_patch = np.nansum((whole + own_patch - own_context - donor) ** 2, axis=(1, 2)) / 4
+        within = np.nansum((whole - own_patch) ** 2 + (own_context - donor) ** 2, axis=(1, 2)) / 2
+        total = within + of_patch
         return np.where(total > 0, within / np.where(total > 0, total, 1), np.nan)
 
     def take(self, images: slice = slice(None), donors: slice = slice(None)) -> ExtentResult:

@@ -61,7 +61,7 @@ def choose_corners(found: Found) -> Mapping[str, list[int]]:
     Furthest: the lesser of both ranks, towards the corner, is as great as can be.
     """
     extent, cds = found.extent.extent, found.scope.cds
-    full = found.extent.n_valid >= min(N_IMAGES, found.extent.images.shape[1])
+    full = found.extent.n_measured >= min(N_IMAGES, found.extent.images.shape[1])
     latents = np.flatnonzero(np.isfinite(extent) & np.isfinite(cds) & full)
     if len(latents) < N_EACH * len(CORNERS):
         return {}

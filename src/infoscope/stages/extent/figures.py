@@ -60,15 +60,15 @@ def draw_responses(curves: Mapping[str, Curve], first: Found) -> Figure:
 
 
 def draw_extent_cds(seeds: Seeds) -> Figure:
-    """Draw each feature's extent and context effect against its CDS; features of all SAE seeds together.
+    """Draw each feature's extents and context effect against its CDS; features of all SAE seeds together.
 
-    Where one of the two divides features, a line for each seed marks its gamma.
+    Where one of them divides features, a line for each seed marks its gamma.
     """
     if not any((np.isfinite(found.scope.cds) & np.isfinite(found.extent.extent)).any() for found in seeds):
         return make_empty("No feature has both an extent and a CDS.")
     figure = make_figure(3.4)
     legend: dict[str, str] = {}
-    for axes, (measure, name) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
+    for axes, (measure, name) in zip(figure.subplots(1, len(MEASURES)), MEASURES.items(), strict=True):
         for found in seeds:
             for layer, (label, (colour, members)) in enumerate(_colour_features(found).items()):
                 values = _spread(found.table[measure]) if measure == "extent" else found.table[measure]
@@ -79,7 +79,8 @@ def draw_extent_cds(seeds: Seeds) -> Figure:
                 legend[label] = colour
             if found.scope.by.name == measure and found.scope.partition.gamma is not None:
                 axes.axhline(found.scope.partition.gamma, color=INK, linewidth=1, linestyle=(0, (5, 2)))
-        axes.set(xlabel="CDS", ylabel=f"{name} ({'share of the side' if measure == 'extent' else 'share of variance'})")
+        unit = "share of variance" if measure == "context_effect" else "share of the side"
+        axes.set(xlabel="CDS", ylabel=f"{name} ({unit})")
         axes.set_xlim(left=0)
         axes.set_ylim(-0.03, 1.03)
         axes.grid(color=FAINT, linewidth=0.6)

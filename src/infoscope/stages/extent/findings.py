@@ -69,7 +69,11 @@ def _compare(found: Separation, name: str) -> str:
     )
     others = ", ".join(
         f"{words} {format_number(found.auroc[score].mean, 2)}"
-        for score, words in (("context_effect", "context effect"), ("firing_rate", "firing frequency"))
+        for score, words in (
+            ("mean_extent", "mean extent"),
+            ("context_effect", "context effect"),
+            ("firing_rate", "firing frequency"),
+        )
     )
     return f"{text}; {others}, where a value below .5 tells as much in reverse."
 

@@ -17,7 +17,7 @@ from infoscope.stages.confounds.numbers import Correlation, Separation, correlat
 from infoscope.stages.score.result import ScopeResult
 
 ALL = "all features"
-MEASURES = {"extent": "evidence extent", "context_effect": "context effect"}
+MEASURES = {"extent": "evidence extent", "mean_extent": "mean extent", "context_effect": "context effect"}
 SCORES = {
     **MEASURES,
     "cds": "CDS",
@@ -84,6 +84,7 @@ class Summary(NamedTuple):
 
     n: Stat
     extent: Stat
+    mean_extent: Stat
     context_effect: Stat
     at_0: Stat
     at_1: Stat
@@ -99,11 +100,12 @@ def summarise_groups(seeds: Seeds) -> dict[str, Summary]:
             members = one.groups[group]
             extent, effect = one.extent.extent[members], one.extent.context_effect[members]
             if not len(extent):
-                rows.append((0, *[np.nan] * 5))
+                rows.append((0, *[np.nan] * 6))
                 continue
             shares = float((extent == 0).mean()), float((extent == 1).mean())
-            medians = float(np.median(extent)), float(np.nanmedian(effect))
-            rows.append((len(extent), *medians, *shares, float(one.extent.n_valid[members].mean())))
+            mean_extent = one.extent.mean_extent[members]
+            medians = float(np.median(extent)), float(np.median(mean_extent)), float(np.nanmedian(effect))
+            rows.append((len(extent), *medians, *shares, float(one.extent.n_measured[members].mean())))
         found[group] = Summary(*map(compute_stat, zip(*rows, strict=True)))
     return found
 

@@ -55,7 +55,7 @@ def make_extent_section(seeds: Seeds, design: str, corners: Sequence[Corner] = (
         ),
         "extent_cds": SectionFigure(
             partial(draw_extent_cds, seeds),
-            "Each feature's extent and context effect against its CDS; extents of 0 and 1 are spread a little."
+            "Each feature's extents and context effect against its CDS; extents of 0 and 1 are spread a little."
             + ("" if seeds[0].scope.by is By.cds else " Dashed: gamma, which divides features here."),
         ),
     }
@@ -106,8 +106,8 @@ def _make_response_table(curves: Mapping[str, Curve], seeds: Seeds) -> Table:
         columns.append(Column(f"replaced_{key}", f"replaced, {name_group(name)}", optional=optional))
     notes = [
         "Activation at the patch where a feature fires most, with a window around it kept among donors, or replaced by"
-        " donors. Of each image the sum over donors of (activation - the donor's own) over the sum of (the whole"
-        " picture's - the donor's own); mean over images, then over features. Windows are cut at the border of the"
+        " donors. The sum over images and donors of (activation - the donor's own) over that of (the whole picture's -"
+        " the donor's own); mean over features. Windows are cut at the border of the"
         f" picture, of {seeds[0].extent.grid} x {seeds[0].extent.grid} patches.",
         OVER_SEEDS,
     ]
@@ -127,6 +127,7 @@ def _make_group_table(summaries: Mapping[str, Summary]) -> Table:
         Column("group", "group", Align.left),
         Column("n", "features", digits=0, is_count=True),
         Column("extent", "median extent", digits=3),
+        Column("mean_extent", "median mean extent", digits=3),
         Column("context_effect", "median context effect", digits=3),
         Column("at_0", "extent 0", **PERCENT),
         Column("at_1", "extent 1", **PERCENT),
@@ -136,8 +137,8 @@ def _make_group_table(summaries: Mapping[str, Summary]) -> Table:
         "Extent: side of the smallest window that keeps half of the response, less the patch itself, as a share of the"
         " grid's side less one patch; interpolated between radii. 0: the patch is enough, 1: no measured window is."
         " Context effect: share of the variance of the activation, over the patch's own or the donor's pixels in its"
-        " own or the donor's surroundings, that lies within the same patch. Images: those with a donor that does not"
-        " excite the feature to half by itself.",
+        " own or the donor's surroundings, that lies within the same patch. Mean extent: the extent at all shares of"
+        " the response instead of half, their mean.",
         OVER_SEEDS,
     ]
     table = Table("extent_groups", "Extent and context effect by group", columns, notes)

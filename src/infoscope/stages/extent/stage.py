@@ -32,6 +32,7 @@ class Extent(PublishedPart, SeedStage[ExtentResult]):
     """The activations of each latent of a seed under windows that are kept or replaced."""
 
     kind, holds = "extent", ExtentResult
+    version = 2
     is_optional = in_report_at_hand = True
     columns = (
         *(Column(f"median_{key}", f"median {name}", digits=3) for key, name in MEASURES.items()),
@@ -97,7 +98,7 @@ class Extent(PublishedPart, SeedStage[ExtentResult]):
         made, found = self.at(ctx, seed).get(), [self._find(ctx, seed)]
         aurocs = separate_seeds(found)["all"].auroc if found[0].confounds.has_truth else {}
         for group, of in summarise_groups(found).items():
-            medians = {"median_extent": of.extent.mean, "median_context_effect": of.context_effect.mean}
+            medians = {f"median_{measure}": getattr(of, measure).mean for measure in MEASURES}
             known = {f"auroc_{score}": auroc.mean for score, auroc in aurocs.items()} if group == ALL else {}
             yield {**name_artifacts(made), "variant": group, "n_features": int(of.n.mean), **medians, **known}
 
@@ -133,9 +134,11 @@ def list_columns(found: ExtentResult) -> Iterator[LatentColumn]:
     kept = "of the whole picture's, 0 being the donor's"
     heading = "evidence extent: how wide a window keeps half of the response"
     yield LatentColumn("extent", found.extent, heading, "share of the grid's side")
+    heading = "mean extent: the same for all shares of the response, their mean"
+    yield LatentColumn("mean_extent", found.mean_extent, heading, "share of the grid's side")
     heading = "context effect: variance of a patch's activation that its surroundings make"
     yield LatentColumn("context_effect", found.context_effect, heading, "share of variance")
     yield LatentColumn("own_patch", found.response[0], "response to its own patch among donors", f"share {kept}")
     heading = "response to its surroundings without its own patch"
     yield LatentColumn("without_patch", found.response_without[0], heading, f"share {kept}")
-    yield LatentColumn("n_extent_images", found.n_valid, "images from which its extent is read", "images")
+    yield LatentColumn("n_extent_images", found.n_measured, "images from which its extent is read", "images")

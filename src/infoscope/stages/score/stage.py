@@ -212,6 +212,8 @@ def measure_of(ctx: Context, seed: int) -> Float[np.ndarray, " d_sae"]:
             return Score.at(ctx, seed).load().cds(ctx.config.scope.k_cds).values
         case By.extent:
             return _extent_at(ctx, seed).load().extent
+        case By.mean_extent:
+            return _extent_at(ctx, seed).load().mean_extent
         case By.context_effect:
             return _extent_at(ctx, seed).load().context_effect
 
