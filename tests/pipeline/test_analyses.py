@@ -367,7 +367,7 @@ def test_extents_are_a_report_of_their_own_and_then_a_part_of_one(finished: Path
     assert "extent" in load_parts(ctx)
     found, table = Extent.at(ctx, 0).load(), Latents.at(ctx, 0).load()
     np.testing.assert_array_equal(table["extent"], found.extent)
-    np.testing.assert_array_equal(table["n_extent_images"], found.n_valid)
+    np.testing.assert_array_equal(table["n_extent_images"], found.n_measured)
     collected = collect_tiny(finished, *few, "stage=extent")
     assert collected.state == "done"
     assert [row["variant"] for row in collected.rows] == ["all features", "high", "low"]

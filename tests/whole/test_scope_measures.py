@@ -13,6 +13,7 @@ import torch
 
 from infoscope.commands.experiments.sweep import main
 from infoscope.sae.loading import load_sae
+from infoscope.scope.config import By
 from infoscope.scope.confounds import ConfoundResult, LatentProperties
 from infoscope.scope.extent.result import ExtentResult
 from infoscope.scope.scores import Scores
@@ -145,11 +146,16 @@ def test_it_runs_on_tiny_scenes(module: ModuleType, tmp_path: Path) -> None:
     folder = tmp_path / "experiments" / "scope_measures"
     check_files(folder, ["scope_measures", "scope_measures_stability", "removal"], ["scope_measures"])
     rows = read_rows(folder / "removal.csv")
-    assert {row["by"] for row in rows} == {"cds", "extent", "context_effect"}
+    assert {row["by"] for row in rows} == {by.name for by in By}
 
 
-def test_the_control_reads_the_directions_of_the_backbone(module: ModuleType, tmp_path: Path) -> None:
-    _, control = module.add_marks([f"output_dir={tmp_path}", "stage=extent"]).settings
+def test_the_control_reads_the_directions_of_the_backbone(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(module, "make_marked_clip", made.extend)
+    _, tuned, control = module.add_marks([f"output_dir={tmp_path}", "stage=extent"]).settings
+    assert tuned.endswith(f"data.seed=8 model.pretrained=local-dir:{made[0]}")
     sae = load_sae(control.split("sae.path=")[1])
     torch.testing.assert_close(sae.encode(PlantedFacts().directions), torch.eye(len(CODES)) / 2)
     for asked in ("model=scenes_clip", "data.planted=nothing", "sae.expansion_factor=2", "debug=tiny", "--help"):

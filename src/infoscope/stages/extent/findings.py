@@ -30,7 +30,7 @@ def say_extents(
         *_say_truth(separations),
         _say_responses(curves[ALL], extents[0].radii.tolist()),
         _say_summary(summaries[ALL]),
-        *_say_spoiled(extents),
+        *_say_unknown(extents),
         _say_correlations(correlations),
         f"Measured: {design}",
     ]
@@ -101,14 +101,16 @@ def _say_summary(of: Summary) -> str:
     )
 
 
-def _say_spoiled(extents: Sequence[ExtentResult]) -> list[str]:
+def _say_unknown(extents: Sequence[ExtentResult]) -> list[str]:
     """Say of how many features nothing is known although they were measured, so that nobody takes them for wide."""
-    measured = [~np.isnan(found.donor).all(axis=(1, 2)) for found in extents]
-    spoiled = [of & (found.n_valid == 0) for of, found in zip(measured, extents, strict=True)]
+    measured = [found.n_measured > 0 for found in extents]
+    spoiled = [of & np.isnan(found.extent) for of, found in zip(measured, extents, strict=True)]
     if not np.any([of.any() for of in spoiled]):
         return []
     n, n_measured = (format_number(float(np.mean([of.sum() for of in every])), 0) for every in (spoiled, measured))
-    return [f"No extent: {n} of {n_measured} measured features, which each of their donors excites to half or more."]
+    return [
+        f"No extent: {n} of {n_measured} measured features, which donors excite nearly as much as their own images do."
+    ]
 
 
 def _say_correlations(correlations: Mapping[str, Mapping[str, Correlation]]) -> str:
