@@ -134,7 +134,7 @@ def test_single_patches_have_extent_and_context_effect_0() -> None:
 
 
 def test_extents_of_facts_are_those_that_marks_give() -> None:
-    """Pictures of one scene with its marks in every state: each is shown in the context of all that are otherwise.
+    """Pictures of one scene with its marks in every state: each is shown in the context of all others.
 
     A fact on all patches peaks on the first, and windows of 5 x 5 and 11 x 11 patches around that hold the first mark.
     One on one patch lies near the middle, since swapping red and blue leaves the sum of all pixels: there windows of up
@@ -146,9 +146,10 @@ def test_extents_of_facts_are_those_that_marks_give() -> None:
     for latent, (form, name, value) in enumerate(CODES[code].split(", ") for code in codes):
         fact, own = marks.FACTS[name], STATES[found.images[latent, 0]]
         assert fact(own) is (value == "yes")
-        others = [state for state in STATES if fact(state) is not fact(own)]
         n_held = [0, 1, 1] if form == "diffuse" else [0, 0, 4]
-        kept = [np.mean([fact(own[:n] + state[n:]) is fact(own) for state in others]) for n in n_held]
+        chance, *shown = (np.mean([fact(own[:n] + state[n:]) is fact(own) for state in STATES]) for n in (0, *n_held))
+        kept = [(share - chance) / (1 - chance) for share in shown]
+        assert max(kept[: n_held.index(4) if 4 in n_held else 3]) == 0  # one mark tells nothing
         assert found.response[:, latent].tolist() == pytest.approx(kept), CODES[codes[latent]]
         radius = next((np.interp(0.5, kept[i : i + 2], radii[i : i + 2]) for i in (0, 1) if kept[i + 1] >= 0.5), np.inf)
         assert found.extent[latent] == pytest.approx(min(1, 2 * radius / (GRID - 1)))

@@ -203,7 +203,7 @@ class PartitionConfig:
     """
 
     by: By = By.cds
-    """What is divided; extent and context_effect are measured by stage=extent, under `scope.extent`."""
+    """What is divided; all but the CDS are measured by stage=extent, under `scope.extent`."""
     rule: Rule | None = None
     mass_share: TrueShare | None = None
     """Least share of the scored features' activation mass in the low group; null: half."""
