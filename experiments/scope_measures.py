@@ -451,8 +451,7 @@ EXPERIMENT = Experiment(
     measure,
     show,
     stages=["probe", "extent"],
-    defaults=["data.seed=7"],
-    settings=["data.planted=nothing"],
+    settings=["data.planted=nothing data.seed=7"],
 )
 
 
@@ -470,7 +469,7 @@ def add_marks(arguments: Sequence[str]) -> Experiment[Found]:
         sae.b_enc.fill_(-0.5)  # what rounding leaves of other codes does not fire
     folder /= "planted_facts_sae"
     save_sae(folder, sae)
-    control = f"data.planted=marks model=planted_facts {SMALL} sae=import sae.path={folder}"
+    control = f"data.planted=marks data.seed=7 model=planted_facts {SMALL} sae=import sae.path={folder}"
     tuned = folder.parent / "marked_clip"
     if not (tuned / LOCAL_WEIGHTS[0]).exists():
         make_marked_clip([str(tuned)])
