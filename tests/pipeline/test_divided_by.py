@@ -99,7 +99,7 @@ def test_other_donors_are_other_groups_where_they_divide_and_the_same_where_the_
 def test_groups_are_those_of_the_measure(store: StoreOfExtents) -> None:
     store.has_extents = True
     mass = mass_of(make_context(store), 0)
-    for name in ("extent", "context_effect"):
+    for name in ("extent", "mean_extent", "context_effect"):
         for seed in (0, 3):
             ctx = make_context(store, f"partition.by={name}", f"scope.extent.seed={seed}")
             values = getattr(make_extent(seed), name)
