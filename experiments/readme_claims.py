@@ -946,66 +946,88 @@ LINEAGE = (
         ],
     ),
 )
-TRUTH = "scope_measures/scope_measures/model={};truth={};key={}/{}"
-AGAINST = "scope_measures/removal_against_random/by={};group={};metric={}/difference * -100"
+SCENES = "scenes_clip, block 2, k_CDS 8, gamma by 50% of the mass, data.planted=nothing, data.seed=7"
+TUNED, PLANTED = "tuned scenes_clip", "positive control"
+"""What scope_measures.py calls its settings."""
+TRUTH = "scope_measures/scope_measures/setting={};truth={};key={}/{}"
+MEASURES = (
+    *(("extent", "evidence extent"), ("mean_extent", "mean extent"), ("context_effect", "context effect")),
+    *(("own_patch", "response to its own patch, reversed"), ("cds", "CDS"), ("cds_minus_chance", "CDS - chance")),
+    *(("firing_rate", "firing frequency, reversed"), ("support", "support, reversed")),
+)
+AGAINST = "scope_measures/removal_against_random/by={};group={};metric={}/{}"
+GAIN = ("gain", "gain_from", "gain_to")
 SCOPE_MEASURES_README = (
     Claim(
         "on scenes of another seed, with an AUROC of {} where the CDS has {} (a difference of {}, {} to {} over"
-        " features), context effect (the share of an activation's variance that all but its own patch makes) with {}:",
+        " features), mean extent (that of all shares, not of half) with {}, context effect (the share of an"
+        " activation's variance that all but its own patch makes) with {}:",
         [
-            *(TRUTH.format("scenes_clip", "global", key, "all") for key in ("extent", "cds")),
-            *(TRUTH.format("scenes_clip", "global", "extent", of) for of in ("gain", "gain_from", "gain_to")),
-            TRUTH.format("scenes_clip", "global", "context_effect", "all"),
+            *(TRUTH.format(SCENES, "global", key, "all") for key in ("extent", "cds")),
+            *(TRUTH.format(SCENES, "global", "extent", of) for of in GAIN),
+            *(TRUTH.format(SCENES, "global", key, "all") for key in ("mean_extent", "context_effect")),
         ],
     ),
     Claim(
-        "extent and context effect tell all such features from codes of single patches ({} and {}), the CDS those on"
-        " one patch ({}) but not those on all ({}: it is 0 by definition, as for local codes), the CDS less its chance"
-        " level both ({} and {}):",
+        "mean extent tells their features from local ones with {}, extent with {}, context effect with {}, the CDS with"
+        " {} (mean extent more by {}, {} to {} over features; less its chance level the CDS has {}, which is not told"
+        " from it).",
         [
-            TRUTH.format("planted_facts", "broad", *of)
+            *(TRUTH.format(TUNED, "broad", key, "all") for key in ("mean_extent", "extent", "context_effect", "cds")),
+            *(TRUTH.format(TUNED, "broad", "mean_extent", of) for of in GAIN),
+            TRUTH.format(TUNED, "broad", "cds_minus_chance", "all"),
+        ],
+    ),
+    Claim(
+        "mean extent and context effect tell all of them from codes of single patches ({}, {} and {}), the CDS those on"
+        " one patch ({}) but not those on all ({}: it is 0 by definition, as for local codes), the CDS less its chance"
+        " level both ({} and {}).",
+        [
+            TRUTH.format(PLANTED, "broad", *of)
             for of in (
-                *(("extent", "all"), ("context_effect", "all"), ("cds", "compact"), ("cds", "diffuse")),
+                *(("extent", "all"), ("mean_extent", "all"), ("context_effect", "all")),
+                *(("cds", "compact"), ("cds", "diffuse")),
                 *(("cds_minus_chance", "compact"), ("cds_minus_chance", "diffuse")),
             )
         ],
     ),
     Claim(
-        "random ones of equal mass (it costs the final CLS {} points more, mIoU {}), where removing low scope costs {}"
-        " and {}.",
+        "(it costs the final CLS {} points more, mIoU {}), that of low mean extent by the final CLS alone ({}, mIoU"
+        " {}), where removing low scope costs {} and {}.",
         [
-            AGAINST.format(by, group, metric)
-            for by, group in (("extent", "narrow"), ("cds", "low-scope"))
+            AGAINST.format(by, group, metric, "difference * -100")
+            for by, group in (("extent", "narrow"), ("mean_extent", "narrower"), ("cds", "low-scope"))
             for metric in ("top1_cls_final", "miou")
         ],
     ),
 )
-STABLE = "scope_measures/scope_measures_stability/model=scenes_clip;comparison="
+STABLE = f"scope_measures/scope_measures_stability/setting={SCENES};comparison="
 REMOVED = "scope_measures/removal/by={};variant={}"
 EQUAL_RATE = "scope_measures/removal_matched/by={};variant={}, matched frequency"
 SCOPE_MEASURES = (
     Claim(
-        "from known-local features worse than the CDS: AUROC {} against {}, a difference of {} ({} to {}). Context"
-        " effect does no better ({}), firing frequency alone, turned round, much better ({}). Extent adds nothing to"
-        " the CDS ({}), firing frequency does ({}).",
+        "from known-local features worse than the CDS: AUROC {} against {}, a difference of {} ({} to {}). Mean extent"
+        " does little better ({}, a difference of {}, {} to {}), context effect no better ({}), firing frequency alone,"
+        " turned round, much better ({}). Extents add nothing to the CDS ({} and {}), firing frequency does ({}).",
         [
-            TRUTH.format("scenes_clip", "global", *of)
-            for of in (
-                *(("extent", "all"), ("cds", "all"), ("extent", "gain"), ("extent", "gain_from")),
-                *(("extent", "gain_to"), ("context_effect", "all"), ("firing_rate", "all")),
-                *(("extent+cds", "all"), ("cds+firing_rate", "all")),
-            )
+            *(TRUTH.format(SCENES, "global", key, "all") for key in ("extent", "cds")),
+            *(TRUTH.format(SCENES, "global", "extent", of) for of in GAIN),
+            *(TRUTH.format(SCENES, "global", "mean_extent", of) for of in ("all", *GAIN)),
+            *(TRUTH.format(SCENES, "global", key, "all") for key in ("context_effect", "firing_rate", "extent+cds")),
+            *(TRUTH.format(SCENES, "global", key, "all") for key in ("mean_extent+cds", "cds+firing_rate")),
         ],
+    ),
+    Claim(
+        "mean extent tells the features of these facts from local ones with {}, the CDS with {}",
+        [TRUTH.format(TUNED, "broad", key, "all") for key in ("mean_extent", "cds")],
     ),
     TableClaim(
         "| measure, scenes |",
         [
-            (name, TRUTH.format("scenes_clip", "global", key, "").removesuffix("/"))
+            (name, TRUTH.format(SCENES, "global", key, "").removesuffix("/"))
             for key, name in (
-                *(("extent", "evidence extent"), ("context_effect", "context effect")),
-                *(("own_patch", "response to its own patch, reversed"), ("cds", "CDS")),
-                *(("cds_minus_chance", "CDS - chance"), ("firing_rate", "firing frequency, reversed")),
-                *(("support", "support, reversed"), ("extent+cds", "evidence extent with CDS")),
+                *MEASURES,
+                *(("extent+cds", "evidence extent with CDS"), ("mean_extent+cds", "mean extent with CDS")),
                 *(("context_effect+cds", "context effect with CDS"), ("cds+firing_rate", "CDS with firing")),
             )
         ],
@@ -1013,35 +1035,61 @@ SCOPE_MEASURES = (
         | {"least": "gain_from", "most": "gain_to", "matched": "matched"},
     ),
     Claim(
-        "There the formula says which are broad, {} features, and which local, {}.",
-        [TRUTH.format("planted_facts", "broad", "cds", f"all_n_{of}") for of in ("known", "local")],
+        "there are {} of them and {} known-local ones, the mean over SAEs.",
+        [TRUTH.format(TUNED, "broad", "cds", f"all_n_{of}") for of in ("known", "local")],
+    ),
+    TableClaim(
+        "| measure, tuned scenes_clip |",
+        [
+            (name, TRUTH.format(TUNED, "broad", key, "").removesuffix("/"))
+            for key, name in (
+                *MEASURES,
+                *(("extent+cds", "evidence extent with CDS"), ("mean_extent+cds", "mean extent with CDS")),
+                ("mean_extent+cds_minus_chance", "mean extent with CDS - chance"),
+            )
+        ],
+        {"known-broad": "all", "from": "all_from", "to": "all_to", "over the CDS": "gain"}
+        | {"least": "gain_from", "most": "gain_to", "matched": "matched"},
     ),
     Claim(
-        "so that extent and context effect tell all broad ones from them ({} and {}), the CDS those on one patch ({})"
-        " but not those on all ({}), its chance level taken off nearly all ({}). The light on all patches, four"
-        " features, is told by extent ({}) and not by the CDS ({}).",
+        "that of context effect ({} to {}) by little.",
+        [TRUTH.format(TUNED, "broad", "context_effect", of) for of in GAIN[1:]],
+    ),
+    Claim(
+        "Firing frequency says nothing here ({}). Known-global features are few in this model, {} on average; as on the"
+        " other scenes the CDS tells them ({}), extents less ({} and {}).",
+        [
+            TRUTH.format(TUNED, "broad", "firing_rate", "all"),
+            TRUTH.format(TUNED, "global", "cds", "all_n_known"),
+            *(TRUTH.format(TUNED, "global", key, "all") for key in ("cds", "extent", "mean_extent")),
+        ],
+    ),
+    Claim(
+        "There the formula says which are broad, {} features, and which local, {}.",
+        [TRUTH.format(PLANTED, "broad", "cds", f"all_n_{of}") for of in ("known", "local")],
+    ),
+    Claim(
+        "so that extent, mean extent and context effect tell all broad ones from them ({}, {} and {}), the CDS those on"
+        " one patch ({}) but not those on all ({}), its chance level taken off nearly all ({}). The light on all"
+        " patches, four features, is told by mean extent and context effect ({} and {}), by extent but for one ({}),"
+        " not by the CDS ({}).",
         [
             *(
-                TRUTH.format("planted_facts", "broad", *of)
+                TRUTH.format(PLANTED, "broad", *of)
                 for of in (
-                    *(("extent", "all"), ("context_effect", "all"), ("cds", "compact"), ("cds", "diffuse")),
-                    ("cds_minus_chance", "all"),
+                    *(("extent", "all"), ("mean_extent", "all"), ("context_effect", "all")),
+                    *(("cds", "compact"), ("cds", "diffuse"), ("cds_minus_chance", "all")),
                 )
             ),
-            *(TRUTH.format("planted_facts", "global", key, "diffuse") for key in ("extent", "cds")),
+            *(
+                TRUTH.format(PLANTED, "global", key, "diffuse")
+                for key in ("mean_extent", "context_effect", "extent", "cds")
+            ),
         ],
     ),
     TableClaim(
         "| measure, control |",
-        [
-            (name, TRUTH.format("planted_facts", "broad", key, "").removesuffix("/"))
-            for key, name in (
-                *(("extent", "evidence extent"), ("context_effect", "context effect")),
-                *(("own_patch", "response to its own patch, reversed"), ("cds", "CDS")),
-                *(("cds_minus_chance", "CDS - chance"), ("firing_rate", "firing frequency, reversed")),
-                ("support", "support, reversed"),
-            )
-        ],
+        [(name, TRUTH.format(PLANTED, "broad", key, "").removesuffix("/")) for key, name in MEASURES],
         {"known-broad": "all", "on one patch": "compact", "on all patches": "diffuse"},
     ),
     TableClaim(
@@ -1053,7 +1101,31 @@ SCOPE_MEASURES = (
                 *("donors: the picture itself, blurred", "one image and one donor each", "another SAE seed"),
             )
         ],
-        {"evidence extent": "extent", "context effect": "context_effect", "CDS": "cds", "features": "n_features"},
+        {"evidence extent": "extent", "mean extent": "mean_extent", "context effect": "context_effect"}
+        | {"CDS": "cds", "features": "n_features"},
+    ),
+    Claim(
+        "mean extent the final CLS loses {} points more without the narrower half ({} to {}) and {} less without the"
+        " wider one ({} to {}), but mIoU is not told from chance.",
+        [
+            *(
+                AGAINST.format("mean_extent", "narrower", "top1_cls_final", f"{of} * -100")
+                for of in ("difference", "high", "low")
+            ),
+            *(
+                AGAINST.format("mean_extent", "wider", "top1_cls_final", f"{of} * 100")
+                for of in ("difference", "low", "high")
+            ),
+        ],
+    ),
+    Claim(
+        "without the wide or the wider half the mean patch token loses less (by {} and {}), without the patch-driven"
+        " one {} more.",
+        [
+            AGAINST.format("extent", "wide", "top1_patch_mean", "difference * 100"),
+            AGAINST.format("mean_extent", "wider", "top1_patch_mean", "difference * 100"),
+            AGAINST.format("context_effect", "patch-driven", "top1_patch_mean", "difference * -100"),
+        ],
     ),
     TableClaim(
         "| divided by |",
@@ -1062,6 +1134,7 @@ SCOPE_MEASURES = (
             for by, words, one, other in (
                 ("cds", "CDS", "high", "low"),
                 ("extent", "evidence extent", "wide", "narrow"),
+                ("mean_extent", "mean extent", "wider", "narrower"),
                 ("context_effect", "context effect", "context-driven", "patch-driven"),
             )
             for address, variant in (

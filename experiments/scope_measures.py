@@ -1,13 +1,14 @@
-"""Which measure of scope tells the truth where it is known: evidence extent and context effect, or the CDS.
+"""Which measure of scope tells the truth where it is known: extents and context effect, or the CDS.
 
     python experiments/scope_measures.py                    # the miniature, on other scenes than the demo
     python experiments/scope_measures.py stage=extent    # without the removal tables
     python experiments/scope_measures.py stage=extent data.planted=nothing data.seed=0 sae.k=64 seeds=[0]
 
-By settings: scenes and their CLIP; and, unless another model, another SAE or debug=tiny is asked for, the positive
-control, a backbone that says by a formula what no small window can tell of scenes with marks, on one leaping patch and
-evenly on all, the light evenly on all, and the levels of each patch, read by an SAE of its own directions: there it is
-these levels that are known to be local. Other arguments are overrides of the `infoscope` command.
+By settings: scenes and their CLIP; and, unless another model, another SAE or debug=tiny is asked for, two that know
+what no small window can tell of scenes with marks: a CLIP tuned to that (marked_clip.py), on scenes where nothing was
+chosen, and the positive control, a backbone that says it by a formula, on one leaping patch and evenly on all, the
+light evenly on all, and the levels of each patch, read by an SAE of its own directions: there it is these levels that
+are known to be local. Other arguments are overrides of the `infoscope` command.
 
 Measured: AUROC of known-global, and of known-broad, against known-local features, of each measure and of pairs of them
 (a linear discriminant on ranks, 5 folds, each latent scored by the others), with the middle 95% of 1000 draws in which

@@ -169,6 +169,17 @@ GIVEN = {
         *("0.03", "0.1", "0.3", "0.0003", "0.001", "0.003") * 2,  # weights that name rows, in two tables
     ],
     "What goes with scope?": [],
+    "Which measure tells the truth?": [
+        *("95%", ".51", ".27", ".38", ".03", ".42", ".15", ".49", ".18", ".30", ".04", ".44", ".12"),  # of single SAEs
+        *(".950", ".005", ".007"),  # noise, other folds: seen once
+    ],
+    "How broadly they look": [
+        *(".04", ".26", ".04", ".41", ".03", ".21", ".02", ".27", ".00", ".40", ".05", ".17"),  # of single SAEs
+        *(".05", ".02", ".09", ".02", ".00", ".06", ".06", ".00", ".13", ".08", ".03", ".20"),  # other differences
+        *(".997", ".960", ".963", ".862"),  # of scenes of seed 7
+        ".36",  # of the control
+    ],
+    "How stable they are, and what removal says": ["95%", ".02", ".3"],  # settings
 }
 """Sections of experiments/README.md of which every fraction and percentage is checked, but those that are given."""
 
