@@ -60,7 +60,9 @@ def recall(folder: Path, images: ImageSet, config: DataConfig) -> RecalledImages
 
 
 @pytest.mark.parametrize(
-    ("write", "source"), [(write_files, ""), (write_list, "list.txt"), (write_tar, "all.tar")], ids=lambda of: str(of)
+    ("write", "source"),
+    [(write_files, ""), (write_list, "list.txt"), (write_tar, "all.tar")],
+    ids=["files", "list", "tar"],
 )
 @pytest.mark.parametrize("max_train", [None, 6])
 def test_positions_stay_and_what_is_gone_or_changed_is_not_read(
