@@ -390,10 +390,10 @@ def _read_correlation(of: OfSeed, name: str, other: str, given: str = "") -> tup
 
 def draw_measures(runs: Sequence[Run[Found]]) -> Figure:
     """Draw the features of the first SAE seed by extent and CDS, a panel per run, known ones in colours."""
-    figure = make_figure(2.6 * ((len(runs) + 1) // 2) + 0.4)
+    figure = make_figure(3.0)
     colours = {"known-local": LOW, "known-global": HIGH, "known-broad": MIDDLE}
     for place, run in enumerate(runs, start=1):
-        axes = figure.add_subplot((len(runs) + 1) // 2, min(2, len(runs)), place)
+        axes = figure.add_subplot(1, len(runs), place)
         of = run.found.seeds[0]
         extent, cds = (of.measures[name] for name in ("extent", "cds"))
         axes.scatter(extent, cds, s=6, c=FAINT, linewidths=0, label="all others")

@@ -23,7 +23,7 @@ from infoscope.scope.config import Donor, ExtentConfig
 from infoscope.scope.extent.design import Design, choose_design
 from infoscope.scope.extent.result import ExtentResult
 from infoscope.scope.extent.windows import Donors, blur, check_donors, compose, make_windows, read_pool
-from infoscope.scope.maps import WantedMaps, encode_pairs
+from infoscope.scope.maps import Pairs, WantedMaps, encode_pairs
 from infoscope.scope.ranking import Ranking
 from infoscope.vision.backbone import Backbone
 
@@ -72,10 +72,7 @@ def measure_extent(
 
         @cache
         def open_windows() -> _Windows:  # not where all parts are there
-            index, pictures = read_pool(image_set, backbone.image_px, config)
-            pictures = pictures.to(backbone.mean.device)
-            tokens = [backbone.tokens(some, layer).patches for some in pictures.split(batch_images) if len(some)]
-            pool = Donors(index, pictures, torch.cat(tokens) if tokens else torch.zeros(0))
+            pool = _encode_pool(backbone, image_set, layer, config, batch_images)
             return _Windows(backbone, wanted, layer, config, design, batch_images, pool)
 
         def measure(number: int) -> Part:
@@ -88,12 +85,8 @@ def measure_extent(
 
         for number, part in enumerate(compute_parts(len(parts), measure, progress_folder, "windows")):
             where = wanted.find_pairs(images[parts[number]])
-            arrays = {name: of.numpy() for name, of in part.items()}
-            n_encoded += int(arrays.pop("n_encoded").sum())
-            for name in ("patches", "whole", "donor"):
-                getattr(result, name)[where] = arrays[name]
-            for name in ("kept", "replaced"):
-                getattr(result, name)[:, *where] = np.moveaxis(arrays[name], 1, 0)
+            _put(result, where, part)
+            n_encoded += int(part["n_encoded"].sum())
     return replace(result, n_encoded=n_encoded)
 
 
@@ -120,6 +113,24 @@ def _make_room(grid: int, top_images: Int[np.ndarray, "d_sae n_images"], design:
         replaced=np.full((n_radii, *shape, n_donors), np.nan, np.float32),
         n_encoded=0,
     )
+
+
+def _put(result: ExtentResult, where: Pairs, part: Part) -> None:
+    """Write what was found of some pairs of latent and image into its place."""
+    for name in ("patches", "whole", "donor"):
+        getattr(result, name)[where] = part[name].numpy()
+    for name in ("kept", "replaced"):
+        getattr(result, name)[:, *where] = np.moveaxis(part[name].numpy(), 1, 0)
+
+
+def _encode_pool(
+    backbone: Backbone, image_set: ImageSet, layer: int, config: ExtentConfig, batch_images: int
+) -> Donors:
+    """Read and encode what all images draw donors from; nothing where each is its own."""
+    index, pictures = read_pool(image_set, backbone.image_px, config)
+    pictures = pictures.to(backbone.mean.device)
+    tokens = [backbone.tokens(some, layer).patches for some in pictures.split(batch_images) if len(some)]
+    return Donors(index, pictures, torch.cat(tokens) if tokens else torch.zeros(0))
 
 
 @dataclass(frozen=True)
