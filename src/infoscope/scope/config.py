@@ -91,14 +91,6 @@ class ExtentConfig:
         """Donors for each patch: of a colour and of a blur there is one."""
         return self.n_donors if self.donor is Donor.images else 1
 
-    def cache_key_fields(self) -> dict[str, Any]:
-        """Return what decides the windows, as plain JSON values."""
-        blur = {"blur_patches": self.blur_patches} if self.donor is Donor.blur else {}
-        drawn = {} if self.n_latents is None else {"n_latents": self.n_latents}
-        names = ("n_images", "radii", "budget_images", "seed")
-        own = {name: getattr(self, name) for name in names}
-        return {**own, "donor": self.donor.name, "n_donors": self.donors_per_patch, **blur, **drawn}
-
 
 @dataclass
 class ScopeConfig:

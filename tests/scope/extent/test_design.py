@@ -5,7 +5,7 @@ import pytest
 
 from infoscope.runtime.errors import InputError
 from infoscope.scope.config import Donor, ExtentConfig
-from infoscope.scope.extent.design import choose_design, choose_radii, say_design, wish_design
+from infoscope.scope.extent.design import choose_design, choose_radii, key_of_design, say_design, wish_design
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,9 @@ def test_what_was_left_out_is_said():
 )
 def test_settings_that_a_donor_does_not_read(donor, unread):
     assert ExtentConfig(donor=donor).unread.keys() == unread
-    key = ExtentConfig(donor=donor).cache_key_fields()
+    config = ExtentConfig(donor=donor)
+    key = key_of_design(512, choose_design(512, 12, 16, config), config)
     assert ("blur_patches" in key) == (donor is Donor.blur)
     assert key["n_donors"] == (2 if donor is Donor.images else 1)
+    more = ExtentConfig(donor=donor, n_donors=5)
+    assert (key_of_design(512, choose_design(512, 12, 16, more), more) == key) == (donor is not Donor.images)

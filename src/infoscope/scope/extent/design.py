@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from infoscope.runtime.errors import InputError
 from infoscope.scope.config import POOL_IMAGES, Donor, ExtentConfig
@@ -126,6 +127,15 @@ def choose_design(d_sae: int, grid: int, n_ranks: int, config: ExtentConfig) -> 
                 )
             return replace(design, n_latents=(budget - design.n_pool) // (one.n_forwards - design.n_pool))
     return design
+
+
+def key_of_design(d_sae: int, design: Design, config: ExtentConfig) -> dict[str, Any]:
+    """Return what decides an extent, as plain JSON values: what is measured, however it was asked for."""
+    names = ("n_latents", "n_images", "n_donors")
+    measured = {name: getattr(design, name) for name in names} | {"radii": list(design.radii)}
+    blur = {"blur_patches": config.blur_patches} if config.donor is Donor.blur else {}
+    is_drawn = config.donor is not Donor.blur or design.n_latents < d_sae
+    return measured | {"donor": config.donor.name} | blur | ({"seed": config.seed} if is_drawn else {})
 
 
 def say_design(d_sae: int, wanted: Design, design: Design, budget: int) -> str:

@@ -8,9 +8,10 @@ from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Work, name_artifacts
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
+from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
-from infoscope.scope.extent.design import Design, choose_design, say_design, wish_design
+from infoscope.scope.extent.design import Design, choose_design, key_of_design, say_design, wish_design
 from infoscope.scope.extent.measure import measure_extent
 from infoscope.scope.extent.result import ExtentResult
 from infoscope.scope.extent.windows import check_donors
@@ -50,8 +51,14 @@ class Extent(PublishedPart, SeedStage[ExtentResult]):
             "model": fingerprint_model(ctx),
             **hook_of(ctx).key(),
             "images": fingerprint_images(ctx, "train"),
-            "extent": ctx.config.scope.extent.cache_key_fields(),
+            "extent": _key_of_windows(ctx),
         }
+
+    def hashes(self, ctx: Context) -> list[str]:
+        return [*super().hashes(ctx), describe_design(ctx)]
+
+    def report_key(self, ctx: Context) -> Key:
+        return {**super().report_key(ctx), "design": describe_design(ctx)}  # which tells what the budget has left out
 
     def goals(self, ctx: Context) -> list[Node]:
         others = (stage.at(ctx, seed) for stage in (Score, Confounds) for seed in ctx.config.seeds)
@@ -127,6 +134,13 @@ def describe_design(ctx: Context) -> str:
     scope, d_sae = ctx.config.scope, count_latents(ctx)
     wanted = wish_design(d_sae, find_sizes(ctx).grid, scope.n_ranks, scope.extent)
     return say_design(d_sae, wanted, design_of(ctx), scope.extent.budget_images)
+
+
+def _key_of_windows(ctx: Context) -> Key:
+    try:
+        return key_of_design(count_latents(ctx), design_of(ctx), ctx.config.scope.extent)
+    except InputError as error:  # `check` says so; who only asks whether there are extents goes on without them
+        return {"refused": str(error)}
 
 
 def list_columns(found: ExtentResult) -> Iterator[LatentColumn]:
