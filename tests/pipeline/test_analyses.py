@@ -395,7 +395,8 @@ def test_extents_are_refused(finished: Path, overrides: tuple[str, ...], message
 
 
 def test_a_plan_says_what_the_budget_leaves_out(finished: Path) -> None:
-    planned = run_tiny(finished, "stage=extent", "plan=true", "scope.extent.budget_images=1500")
+    wanted = ("scope.extent.n_images=3", "scope.extent.n_donors=2", "scope.extent.budget_images=1500")
+    planned = run_tiny(finished, "stage=extent", "plan=true", *wanted)
     assert "at most 1,376 forward passes" in planned.text
     assert "Windows: 2 images, 2 donors, radii 0, 1, 2, 3, 5; all 32 latents: at most 1,376 pictures" in planned.text
     assert "Wanted were 3 images" in planned.text

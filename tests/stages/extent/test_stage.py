@@ -12,6 +12,7 @@ from infoscope.pipeline.context import Context
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import Artifact, Spec
 from infoscope.runtime.progress import Display
+from infoscope.scope.extent.design import choose_design
 from infoscope.stages.backbone import load_backbone
 from infoscope.stages.extent.stage import Extent
 from infoscope.vision import load as loading
@@ -130,3 +131,9 @@ def test_a_model_that_cannot_be_loaded_is_not_refused_by_who_asks_for_extents(
     monkeypatch.setattr("infoscope.stages.tokens.load_backbone", refuse)
     monkeypatch.setattr(store, "has_tokens", False)
     assert Extent.at(open_tiny(store), 0).find() is None
+
+
+def test_tiny_runs_encode_few_pictures_however_large_the_sae_is() -> None:
+    config = compose(["debug=tiny"]).scope
+    design = choose_design(65_536, 37, config.n_ranks, config.extent)
+    assert design.n_forwards < 1500
