@@ -156,6 +156,40 @@ def test_numbers_are_those_of_the_features() -> None:
     assert f"Measured: {DESIGN}" == section.findings[-1]
 
 
+def keep_extents(found: Found, n: int, of_scored: int | None = None) -> Found:
+    """Leave out the extents of all but `n` features, of which only some have a CDS."""
+    known, scored = np.isfinite(found.table["extent"]), np.isfinite(found.table["cds"])
+    n_scored = n if of_scored is None else of_scored
+    kept = [*np.flatnonzero(known & scored)[:n_scored], *np.flatnonzero(known & ~scored)[: n - n_scored]]
+    assert len(kept) == n
+    spared = np.isin(np.arange(len(known)), kept)
+    columns = (
+        LatentColumn(of.name, np.where(spared, of.values, np.nan) if of.name == "extent" else of.values, of.name)
+        for of in found.table
+    )
+    return found._replace(table=LatentTable(found.table.seed, columns))
+
+
+def test_too_few_features_go_with_nothing() -> None:
+    found = make_found()
+    section = make_extent_section([keep_extents(found, 29), keep_extents(found, 29)], DESIGN)
+    assert section.findings[-2] == "Too few features have an extent to say what it goes with (29, fewer than 30)."
+    table = section.tables["extent_correlates"]
+    assert "No number with fewer than 30 features" in table.notes[0]
+    assert all(row[1].number is None for row in table.rows)
+    assert all(row[-1].number == 29 for row in table.rows)
+    section = make_extent_section([keep_extents(found, 30)], DESIGN)
+    assert section.findings[-2].startswith("Spearman correlation of the extent with CDS ")
+    assert "too few" not in section.findings[-2]
+
+
+def test_what_too_few_have_is_named() -> None:
+    section = make_extent_section([keep_extents(make_found(), 33, of_scored=29)], DESIGN)
+    said = section.findings[-2]
+    assert said.startswith("Spearman correlation of the extent with context effect ")
+    assert said.endswith("; of CDS and CDS - chance too few features have both (fewer than 30).")
+
+
 class Pictures:
     def load(self, i: int, image_px: int) -> np.ndarray:
         return np.full((image_px, image_px, 3), 40 * i, np.uint8)

@@ -9,8 +9,9 @@ import numpy as np
 
 from infoscope.report.tables import format_number, format_percent, format_signed
 from infoscope.scope.extent.result import ExtentResult
+from infoscope.scope.partial_ranks import MIN_LATENTS
 from infoscope.stages.confounds.numbers import Correlation, Separation
-from infoscope.stages.extent.numbers import ALL, CORRELATES, Curve, Summary
+from infoscope.stages.extent.numbers import ALL, CORRELATES, Curve, Summary, is_small
 
 
 def say_extents(
@@ -114,10 +115,21 @@ def _say_unknown(extents: Sequence[ExtentResult]) -> list[str]:
 
 
 def _say_correlations(correlations: Mapping[str, Mapping[str, Correlation]]) -> str:
-    of = correlations["extent"]
+    """Say what the extent goes with, as far as `MIN_LATENTS` features have both."""
+    named = {key: correlations["extent"][key] for key in ("cds", "cds_minus_chance", "context_effect", "firing_rate")}
+    few = [CORRELATES[key] for key, of in named.items() if is_small(of)]
     parts = [
-        f"{CORRELATES[key]} {format_signed(of[key].rho.mean)}"
-        + (f" ({format_signed(of[key].at_equal_rate.mean)} at equal firing frequency)" if key != "firing_rate" else "")
-        for key in ("cds", "cds_minus_chance", "context_effect", "firing_rate")
+        f"{CORRELATES[key]} {format_signed(of.rho.mean)}"
+        + (f" ({format_signed(of.at_equal_rate.mean)} at equal firing frequency)" if key != "firing_rate" else "")
+        for key, of in named.items()
+        if not is_small(of)
     ]
-    return f"Spearman correlation of the extent with {', '.join(parts[:-1])} and {parts[-1]}."
+    if not parts:
+        n = format_number(max(of.n.mean for of in named.values()), 0)
+        return f"Too few features have an extent to say what it goes with ({n}, fewer than {MIN_LATENTS})."
+    text = f"Spearman correlation of the extent with {_join(parts)}"
+    return f"{text}; of {_join(few)} too few features have both (fewer than {MIN_LATENTS})." if few else f"{text}."
+
+
+def _join(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

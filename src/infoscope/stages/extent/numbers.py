@@ -12,6 +12,7 @@ from infoscope.report.tables import Stat, compute_stat
 from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.confounds import ConfoundResult
 from infoscope.scope.extent.result import ExtentResult
+from infoscope.scope.partial_ranks import MIN_LATENTS
 from infoscope.scope.separation import separate
 from infoscope.stages.confounds.numbers import Correlation, Separation, correlate, join_seeds
 from infoscope.stages.score.result import ScopeResult
@@ -120,6 +121,11 @@ def correlate_all(seeds: Seeds) -> dict[str, dict[str, Correlation]]:
         }
         for measure in MEASURES
     }
+
+
+def is_small(of: Correlation) -> bool:
+    """Whether too few features have both to say how they go together, on average over SAE seeds."""
+    return of.n.mean < MIN_LATENTS
 
 
 def separate_seeds(seeds: Seeds) -> Mapping[str, Separation]:

@@ -8,6 +8,7 @@ from functools import partial
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import OVER_SEEDS, PERCENT, Align, Column, Table
 from infoscope.scope.config import By
+from infoscope.scope.partial_ranks import MIN_LATENTS
 from infoscope.scope.partition import name_group
 from infoscope.stages.confounds.numbers import Correlation, Separation
 from infoscope.stages.confounds.section import SUBSET_COLUMNS, add_subsets
@@ -24,6 +25,7 @@ from infoscope.stages.extent.numbers import (
     Summary,
     compute_curves,
     correlate_all,
+    is_small,
     separate_seeds,
     summarise_groups,
 )
@@ -153,7 +155,11 @@ def _make_correlation_table(correlations: Mapping[str, Mapping[str, Correlation]
         columns.append(Column(measure, name, signed=True))
         columns.append(Column(f"{measure}_at_equal_rate", "at equal frequency", signed=True))
     columns.append(Column("n", "features", digits=0, is_count=True))
-    notes = ["At equal frequency: partial rank correlation, given the firing frequency.", OVER_SEEDS]
+    notes = [
+        "At equal frequency: partial rank correlation, given the firing frequency. No number with fewer than"
+        f" {MIN_LATENTS} features that have both.",
+        OVER_SEEDS,
+    ]
     table = Table("extent_correlates", "What extent and context effect go with", columns, notes)
     for key, name in CORRELATES.items():
         found = [of.get(key) for of in correlations.values()]
@@ -163,7 +169,11 @@ def _make_correlation_table(correlations: Mapping[str, Mapping[str, Correlation]
         cells = [
             cell
             for of in found
-            for cell in ((None, None) if of is None else (of.rho, None if key == "firing_rate" else of.at_equal_rate))
+            for cell in (
+                (None, None)
+                if of is None or is_small(of)
+                else (of.rho, None if key == "firing_rate" else of.at_equal_rate)
+            )
         ]
         table.add_row(name, *cells, known[0].n)
     return table
