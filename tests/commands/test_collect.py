@@ -572,10 +572,15 @@ def test_the_overview_of_every_stage_has_its_metrics(finished: Path, stage: str)
             "depth/rmse_m",
         ),
         ([{"variant": "shift 2"}, {"variant": "k_CDS 1"}], ["shift 2", "k_CDS 1"], "rank_correlation"),
+        (
+            [{"variant": group} for group in ("all features", "high", "narrow", "context-driven", "band 2 of 2")],
+            ["all features", "high-scope", "narrow", "context-driven", "band 2 of 2 (highest CDS)"],
+            "rank_correlation",
+        ),
     ],
-    ids=["select", "stability"],
+    ids=["select", "stability", "groups"],
 )
-def test_rows_of_selection_and_stability_are_summed_up(rows: Any, labels: list[str], key: str) -> None:
+def test_rows_of_what_is_compared_are_summed_up(rows: Any, labels: list[str], key: str) -> None:
     table = make_jobs_table([make_job(0, [{**row, key: 0.5} for row in rows], columns=Stability.columns)], "one job")
     assert [record["variant"] for record in table.records()] == labels
     assert [record[key] for record in table.records()] == [0.5] * len(labels)

@@ -17,6 +17,7 @@ from infoscope.pipeline.stage import Row
 from infoscope.probes.selection import BY_PROBE
 from infoscope.report.tables import OVER_SEEDS, PERCENT, Align, Column, Section, Table, Value, compute_stat
 from infoscope.runtime.files import atomic_write
+from infoscope.scope.partition import name_group
 from infoscope.stages.probe.results import AblationRow, is_matched
 
 NAME, SUFFIXES = "jobs", ("parquet", "csv", "md")
@@ -174,7 +175,7 @@ def _choose_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _label(row: Row, n_kept: int) -> str | None:
     """What a row is of, in words; None where an overview leaves it out."""
     if "role" not in row:
-        return str(row.get("quantity") or row.get("variant", ""))
+        return str(row.get("quantity") or name_group(str(row.get("variant", ""))))
     group, control = (None if row[key] is None else str(row[key]) for key in ("group", "control"))
     variant = AblationRow(str(row["role"]), str(row["mode"]), group, control)
     if variant.role == "kept":
