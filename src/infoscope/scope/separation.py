@@ -137,12 +137,12 @@ def find_best_cut(
 def compute_separation(
     cds: Float[np.ndarray, " d_sae"], confounds: ConfoundResult, n_bootstrap: int = 1000, seed: int = 0
 ) -> Mapping[str, Mapping[str, Auroc]]:
-    """Return {subset: {score: AUROC}} of the CDS and of the other `SCORES`, see `separate`."""
+    """Return {subset: {score: AUROC}} of the CDS and of the other `SCORES`, see `compute_aurocs`."""
     scores = {"cds": cds, **{name: getattr(confounds.properties, name) for name in SCORES[1:]}}
-    return separate(scores, confounds, n_bootstrap, seed)
+    return compute_aurocs(scores, confounds, n_bootstrap, seed)
 
 
-def separate(
+def compute_aurocs(
     scores: Mapping[str, Float[np.ndarray, " d_sae"]],
     confounds: ConfoundResult,
     n_bootstrap: int = 1000,

@@ -13,7 +13,7 @@ from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.confounds import ConfoundResult
 from infoscope.scope.extent.result import ExtentResult
 from infoscope.scope.partial_ranks import MIN_LATENTS
-from infoscope.scope.separation import separate
+from infoscope.scope.separation import compute_aurocs
 from infoscope.stages.confounds.numbers import Correlation, Separation, correlate, join_seeds
 from infoscope.stages.score.result import ScopeResult
 
@@ -133,5 +133,5 @@ def separate_seeds(seeds: Seeds) -> Mapping[str, Separation]:
     if not all(found.confounds.has_truth for found in seeds):
         return {}
     return join_seeds(
-        [separate({name: np.asarray(found.table[name]) for name in SCORES}, found.confounds) for found in seeds]
+        [compute_aurocs({name: np.asarray(found.table[name]) for name in SCORES}, found.confounds) for found in seeds]
     )
