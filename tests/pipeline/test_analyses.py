@@ -357,6 +357,7 @@ def test_extents_are_a_report_of_their_own_and_then_a_part_of_one(finished: Path
     assert "extent" not in load_parts(plain)  # nobody has made it
     first = run_tiny(finished, *few, "stage=extent")
     assert set(first.stages("built")) == {"extent", "report"}
+    assert first.units["measuring extents, seed 0"] == "images"
     assert first.files is not None
     assert first.files.tables.keys() == {"extent", "extent_groups", "extent_correlates", "extent_auroc"}
     assert "Spearman correlation of the extent" in first.text

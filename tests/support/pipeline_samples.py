@@ -119,6 +119,8 @@ class Recorder(Display):
         """(event, stage, folder name)"""
         self.shown: list[str] = []
         """The loops of which it was told how far they are."""
+        self.units: dict[str, str] = {}
+        """What each of these counts."""
         self.files: ReportFiles | None = None
 
     def event(self, event: str, spec: Spec, detail: str) -> None:
@@ -127,6 +129,7 @@ class Recorder(Display):
 
     def bar(self, what: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Advance]:
         self.shown.append(what)
+        self.units[what] = unit
         return super().bar(what, total, unit)
 
     @property

@@ -73,7 +73,7 @@ class Extent(PublishedPart, SeedStage[ExtentResult]):
         backbone, scope = load_backbone(ctx), ctx.config.scope
         backbone.check_layer(ctx.config.model.layer)
         compile_backbone(ctx, self.work(ctx, seed).forwards)
-        with ctx.display.bar(f"measuring extents, seed {seed}") as advance:
+        with ctx.display.bar(f"measuring extents, seed {seed}", unit="images") as advance:
             return measure_extent(
                 backbone,
                 up.sae.load(),
