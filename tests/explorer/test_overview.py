@@ -285,7 +285,7 @@ def test_texts_can_be_read_and_fit_a_phone(open_page, sample, scheme):
     wait_for_rows(page, "9 of 300 latents, 1 selected")
     page.get_by_text("About this explorer").click()
     page.get_by_text("How filters are written").click()
-    page.get_by_text("Columns: 13").click()
+    page.get_by_text("Columns: 14").click()
     found = page.evaluate(LOOK)
     assert len(found) > 12
     assert min(found.values()) > 4.5, min(found.items(), key=lambda item: item[1])

@@ -10,19 +10,22 @@ from PIL import Image
 from infoscope.explorer.format import pack, pack_maps, pack_texts, put, put_thumbnail
 from infoscope.explorer.page_files import write_page
 from infoscope.scope.cds import compute_cds, compute_d_grid
+from infoscope.scope.config import By
 from infoscope.scope.crops import shared_region
 from infoscope.scope.emd import compute_emd
+from infoscope.scope.partition import ENDS
 
 GRID, SHIFT, K_MAX, BLOCK = 8, 1, 16, 64
 EVIL = "<img src=x onerror=\"document.title='run'\">.png"
 """What an image, a class and a latent are called in the sample: shown as it is, run by nobody."""
 
 
-def write_sample(folder: Path, d_sae: int = 300, n_images: int = 40, n_views: int = 2) -> Path:
+def write_sample(folder: Path, d_sae: int = 300, n_images: int = 40, n_views: int = 2, by: By = By.cds) -> Path:
     """Write an explorer into a folder and return its index.html.
 
     Args:
         n_views: SAEs, which are matched with each other.
+        by: what the groups of the first one divide; of the others it is the CDS.
     """
     draw = np.random.default_rng(0)
     names = {i: {"id": f"photo_{i:03d}.jpg", "label": i % 4} for i in range(n_images)}
@@ -30,7 +33,9 @@ def write_sample(folder: Path, d_sae: int = 300, n_images: int = 40, n_views: in
     put(folder, "sets/train/names/0", names)
     for i in range(n_images):
         put_thumbnail(folder, "train", i, Image.fromarray(draw.integers(0, 256, (72, 72, 3), dtype=np.uint8)))
-    views = [_write_view(folder, f"seed{n}", d_sae, n_images, n_views, draw) for n in range(n_views)]
+    views = [
+        _write_view(folder, f"seed{n}", d_sae, n_images, n_views, draw, By.cds if n else by) for n in range(n_views)
+    ]
     classes = ["bird", "boat", EVIL, "house"]
     sets = {"train": {"name": "train", "n_images": n_images, "block_size": 1024, "classes": classes, "n_missing": 0}}
     title = "scenes_clip on scenes <b>sample</b>"
@@ -39,11 +44,17 @@ def write_sample(folder: Path, d_sae: int = 300, n_images: int = 40, n_views: in
     return folder / "index.html"
 
 
-def _write_view(folder, view, d_sae, n_images, n_views, draw):
+def _write_view(folder, view, d_sae, n_images, n_views, draw, by):
     maps = _draw_pairs(d_sae, draw)
     emd = _measure_pairs(maps)
     cds = compute_cds(emd, 8).values
-    group = np.where(np.isnan(cds), "unscored", np.where(cds > 0.06, "high", "low"))
+    extent, mean_extent, context_effect = np.linspace([0, 0.1, 1], [1, 0.9, 0], d_sae).T
+    measures = {"cds": cds, "extent": extent, "mean_extent": mean_extent, "context_effect": context_effect}
+    if by is not By.cds:
+        measures[by.name][:3] = np.nan
+    measure, gamma = measures[by.name], 0.06 if by is By.cds else 0.3
+    above, below = ENDS[by]
+    group = np.where(np.isnan(measure), "unscored", np.where(measure > gamma, above, below))
     rate = 10 ** draw.uniform(-5, -0.5, d_sae)
     values = {
         "cds": (cds, "CDS over 8 ranks", "share of the largest distance"),
@@ -51,8 +62,9 @@ def _write_view(folder, view, d_sae, n_images, n_views, draw):
         "cds_high": (cds + 0.01, "CDS, upper end of its 95% interval", "share of the largest distance"),
         "chance": (np.full(d_sae, 0.11), "CDS by chance", "share of the largest distance"),
         "cds_minus_chance": (cds - 0.11, "CDS - chance", "share of the largest distance"),
-        "extent": (np.linspace(0, 1, d_sae), "evidence extent", "share of the grid's side"),
-        "context_effect": (np.linspace(1, 0, d_sae), "context effect", "share of variance"),
+        "extent": (extent, "evidence extent", "share of the grid's side"),
+        "mean_extent": (mean_extent, "mean extent", "share of the grid's side"),
+        "context_effect": (context_effect, "context effect", "share of variance"),
         "group": (group, "group (at half of the mass)", ""),
         "undecided": (draw.random(d_sae) < 0.4, "its pairs leave its group open", ""),
         "firing_rate": (rate, "firing rate", "share of patch tokens"),
@@ -84,6 +96,7 @@ def _write_view(folder, view, d_sae, n_images, n_views, draw):
             f"{view}/latents/{start // BLOCK}",
             {i: _make_latent(i, emd[i], maps[i], d_sae, n_images, matches, draw) for i in block},
         )
+    divided = {"by": {"name": by.name, "words": by.words, "above": above, "below": below}} if by is not By.cds else {}
     shown = [0, 1, 2]
     for image in shown:
         put(folder, f"{view}/images/train-{image}", _make_image(d_sae, draw))
@@ -98,7 +111,7 @@ def _write_view(folder, view, d_sae, n_images, n_views, draw):
         "k_cds": 8,
         "k_max": K_MAX,
         "set": "train",
-        "groups": {"names": ["low", "high"], "rule": "half of the mass", "gamma": 0.06},
+        "groups": {"names": [below, above], "rule": "half of the mass", "gamma": gamma} | divided,
         "landmarks": [{"name": "chance", "value": 0.11}, {"name": "position-locked", "value": 0.14}],
         "columns": columns,
         "block_size": BLOCK,

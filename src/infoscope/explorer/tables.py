@@ -7,7 +7,7 @@ import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, Shaped
@@ -18,13 +18,14 @@ from infoscope.sae.latent_table import LatentColumn, LatentTable
 
 FILE = "tables.html"
 N_SHOWN = 50
-"""Latents of the highest, and of the lowest CDS on the page."""
+"""Latents of the highest, and of the lowest values on the page."""
 MAIN_COLUMNS = (
     "cds",
     "cds_low",
     "cds_high",
     "cds_minus_chance",
     "extent",
+    "mean_extent",
     "context_effect",
     "group",
     "undecided",
@@ -35,7 +36,7 @@ MAIN_COLUMNS = (
     "ms",
     "name",
 )
-"""Columns that the page shows where they are there; the csv has all."""
+"""Columns that the page shows where they are there, after what the groups divide; the csv has all."""
 CHUNK_ROWS = 4096
 """Rows of a csv that are made into text at a time."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -67,9 +68,9 @@ $views
 def write_tables(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write tables.html and latents_<view>.csv into an explorer's folder, from the columns that lie there.
 
-    The page shows the facts, and of each view its groups and the latents of highest and of lowest CDS. The csv has a
-    row per latent and all columns: numbers in the fewest digits that give the same value, "" where a latent has none.
-    Text that spreadsheets would compute begins with an apostrophe.
+    The page shows the facts, and of each view its groups and the latents of highest and of lowest CDS, or of what else
+    the groups divide. The csv has a row per latent and all columns: numbers in the fewest digits that give the same
+    value, "" where a latent has none. Text that spreadsheets would compute begins with an apostrophe.
 
     Args:
         manifest: of the explorer.
@@ -83,6 +84,23 @@ def write_tables(folder: Path, manifest: Mapping[str, Any]) -> None:
         title=html.escape(manifest["title"]), facts=_list_facts(manifest["facts"]), views="\n".join(sections)
     )
     (folder / FILE).write_text(page, encoding="utf-8")
+
+
+class Divided(NamedTuple):
+    """What the groups of a view divide: the name of its column, and what it is called in a sentence."""
+
+    name: str
+    words: str
+
+
+def find_divided(view: Mapping[str, Any]) -> Divided:
+    """Return what the groups of a view divide; explorers that do not say so divide the CDS.
+
+    Args:
+        view: of the manifest.
+    """
+    by = (view.get("groups") or {}).get("by")
+    return Divided("cds", "CDS") if by is None else Divided(str(by["name"]), str(by["words"]))
 
 
 def read_latents(folder: Path, view: Mapping[str, Any]) -> LatentTable:
@@ -156,49 +174,58 @@ def guard(text: str) -> str:
 
 
 def _make_section(view: Mapping[str, Any], latents: LatentTable) -> str:
-    name = html.escape(view["id"])
-    shown = [column for wanted in MAIN_COLUMNS for column in latents if column.name == wanted]
+    id_ = html.escape(view["id"])
+    divided = find_divided(view)
+    wanted = dict.fromkeys([divided.name, *MAIN_COLUMNS])
+    shown = [column for name in wanted for column in latents if column.name == name]
     tables = [
         _make_table(caption, ["latent", *map(_make_heading, shown)], _list_rows(shown, order))
-        for caption, order in _choose_latents(latents)
+        for caption, order in _choose_latents(latents, divided)
     ]
     return "\n".join(
         [
-            f'<section aria-labelledby="{name}">',
-            f'<h2 id="{name}">{html.escape(view["title"])}</h2>',
+            f'<section aria-labelledby="{id_}">',
+            f'<h2 id="{id_}">{html.escape(view["title"])}</h2>',
             _list_facts(view["facts"]),
-            f'<p><a href="latents_{name}.csv">All {len(latents):,} latents with all columns (csv)</a></p>',
-            *([_make_group_table(latents)] if "group" in latents else []),
+            f'<p><a href="latents_{id_}.csv">All {len(latents):,} latents with all columns (csv)</a></p>',
+            *([_make_group_table(latents, divided)] if "group" in latents else []),
             *tables,
             "</section>",
         ]
     )
 
 
-def _choose_latents(latents: LatentTable) -> Iterator[tuple[str, Int64[np.ndarray, " n"]]]:
+def _choose_latents(latents: LatentTable, divided: Divided) -> Iterator[tuple[str, Int64[np.ndarray, " n"]]]:
     """Yield captions and the latents below them."""
-    if "cds" not in latents:
+    name, words = divided
+    if name not in latents:
         yield f"The first {min(len(latents), N_SHOWN)} latents", np.arange(min(len(latents), N_SHOWN))
         return
-    cds = latents["cds"]
-    scored = np.flatnonzero(np.isfinite(cds))
-    order = scored[np.argsort(cds[scored], kind="stable")]
+    values = latents[name]
+    scored = np.flatnonzero(np.isfinite(values))
+    order = scored[np.argsort(values[scored], kind="stable")]
+    article = "an" if words[:1] in "aeiou" else "a"
     if len(order) <= 2 * N_SHOWN:
-        yield f"All {len(order):,} latents that have a CDS, the lowest first", order
+        yield f"All {len(order):,} latents that have {article} {words}, the lowest first", order
         return
-    yield f"The {N_SHOWN} latents of lowest CDS, of {len(order):,} that have one", order[:N_SHOWN]
-    yield f"The {N_SHOWN} latents of highest CDS, of {len(order):,} that have one", order[: -N_SHOWN - 1 : -1]
+    yield f"The {N_SHOWN} latents of lowest {words}, of {len(order):,} that have one", order[:N_SHOWN]
+    yield f"The {N_SHOWN} latents of highest {words}, of {len(order):,} that have one", order[: -N_SHOWN - 1 : -1]
 
 
-def _make_group_table(latents: LatentTable) -> str:
-    """Return the groups by their mean CDS: how many latents, what they hold of the mass, their means."""
+def _make_group_table(latents: LatentTable, divided: Divided) -> str:
+    """Return the groups by the mean of what they divide: how many latents, their share of the mass, their means."""
     of = {column.name: column.values for column in latents}
-    groups, cds, mass = of["group"], of.get("cds"), of.get("mass")
-    means = {"cds": "mean CDS", "cds_minus_chance": "mean CDS - chance", "firing_rate": "mean firing rate"}
+    groups, values, mass = of["group"], of.get(divided.name), of.get("mass")
+    means = {
+        divided.name: f"mean of {divided.words}",
+        "cds": "mean CDS",
+        "cds_minus_chance": "mean CDS - chance",
+        "firing_rate": "mean firing rate",
+    }
     known = {name: heading for name, heading in means.items() if name in latents}
     names = {name: np.flatnonzero(groups == name) for name in np.unique(groups).tolist()}
-    if cds is not None:
-        names = dict(sorted(names.items(), key=lambda item: -np.nan_to_num(_mean(cds[item[1]]), nan=-1)))
+    if values is not None:
+        names = dict(sorted(names.items(), key=lambda item: -np.nan_to_num(_mean(values[item[1]]), nan=-1)))
     headings = ["group", "latents", *(["share of the mass"] if mass is not None else []), *known.values()]
     rows = [
         [

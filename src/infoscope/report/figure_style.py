@@ -20,8 +20,8 @@ from infoscope.report.tables import Stat
 LOW, MIDDLE, HIGH = "#0072B2", "#009E73", "#D55E00"
 INK, GREY, FAINT = "#222222", "#7A7A7A", "#DDDDDD"
 """Okabe and Ito's palette for the groups; landmarks and controls in greys."""
-BAND_COLOURS = {"low": LOW, "narrow": LOW, "patch-driven": LOW, "middle": MIDDLE}
-BAND_COLOURS |= {"high": HIGH, "wide": HIGH, "context-driven": HIGH}
+BAND_COLOURS = {"low": LOW, "narrow": LOW, "narrower": LOW, "patch-driven": LOW, "middle": MIDDLE}
+BAND_COLOURS |= {"high": HIGH, "wide": HIGH, "wider": HIGH, "context-driven": HIGH}
 
 WIDTH_IN = 7.2
 """Figures are as wide as a README's column; text is set at its final size."""

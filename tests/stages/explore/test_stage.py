@@ -89,7 +89,8 @@ def test_the_manifest_says_what_is_there(ctx: Context, folder: Path) -> None:
     )
     assert (view["k_cds"], view["k_max"], view["set"], view["diagonal"]) == (2, 3, "train", "main")
     assert (view["ranked_by"], view["emd"]) == ("max", "exact")
-    assert view["groups"] == {"names": ["low", "high"], "rule": scope.rule, "gamma": scope.partition.gamma}
+    by = {"name": "cds", "words": "CDS", "above": "high", "below": "low"}
+    assert view["groups"] == {"names": ["low", "high"], "rule": scope.rule, "gamma": scope.partition.gamma, "by": by}
     marks = {mark["name"]: mark["value"] for mark in view["landmarks"]}
     assert marks["position-locked feature"] == scope.locked
     assert marks["chance of two uniform patches"] == scope.uniform_chance

@@ -20,6 +20,11 @@ const infoscope = {
     return size >= 1e-4 && size < 1e6 ? String(Number(value.toPrecision(digits))) : value.toExponential(digits - 1);
   },
 
+  /** The same words with a capital first, for headings and sentences. */
+  capitalise(words) {
+    return words[0].toUpperCase() + words.slice(1);
+  },
+
   /** "1 image", "2 images". */
   count(n, one, many = one + "s") {
     return n.toLocaleString("en-US") + " " + (n === 1 ? one : many);

@@ -3,7 +3,7 @@
 (() => {
   const LOW = "#0072B2", HIGH = "#D55E00";
   const GROUPS = { low: LOW, middle: "#009E73", high: HIGH, undecided: "#7A7A7A", unscored: "#AAAAAA",
-    narrow: LOW, wide: HIGH, "patch-driven": LOW, "context-driven": HIGH };
+    narrow: LOW, wide: HIGH, narrower: LOW, wider: HIGH, "patch-driven": LOW, "context-driven": HIGH };
   const VIRIDIS = // of 64 steps, six digits each
     "44015446075a470d6047136548186a481d6f482374482878472d7b46327e453781443b844240864045883e49893d4e8a3a538b"
     + "38588c365c8d34608d32648e31688e2f6c8e2d708e2c738e2a778e297b8e277f8e26828e24868e238a8d218e8d20928c1f968b"

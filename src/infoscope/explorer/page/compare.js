@@ -2,11 +2,20 @@
 // Two SAEs side by side, or one under two thresholds: their scores, groups crossed, and pairs of matched latents.
 (() => {
   const { html, useEffect, useMemo, useRef, useState } = infoscope;
-  const { Section } = infoscope, COLUMNS = ["cds", "group", "mass", "name"], N_BINS = 40, N_ROWS = 50;
+  const { Section } = infoscope, N_BINS = 40, N_ROWS = 50;
 
   const readNumber = (text) => text.trim() !== "" && Number.isFinite(Number(text)) ? Number(text) : null;
   const known = (value) => value === undefined || Number.isNaN(value) ? null : value;
   const sortKnown = (values) => Float64Array.from(values).filter((value) => !Number.isNaN(value)).sort();
+
+  const withArticle = (words) => `${/^[aeiou]/.test(words) ? "an" : "a"} ${words}`;
+
+  // what both are shown by: what the groups of both divide, the CDS where they divide different things
+  const CDS = { name: "cds", words: "CDS" };
+  const findMeasure = (...views) => {
+    const [one, other] = views.map(infoscope.divided), { name, words } = one.name === other.name ? one : CDS;
+    return { name, words, label: infoscope.columnLabel({ name }) };
+  };
 
   const Controls = ({ view, other, shown, isMatched }) => {
     const select = (key, value) => html`<label>SAE <select value=${value}
@@ -33,18 +42,19 @@
     return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
   };
 
-  const tellScores = ({ view, columns, cut }, i) => {
-    const cds = sortKnown(columns.cds.values), median = findMedian(cds);
-    return `${i ? "Second" : "First"}, ${view.title}: ${infoscope.count(cds.length, "scored latent")}, median `
+  const tellScores = ({ view, scores, cut }, i) => {
+    const sorted = sortKnown(scores), median = findMedian(sorted);
+    return `${i ? "Second" : "First"}, ${view.title}: ${infoscope.count(sorted.length, "scored latent")}, median `
       + `${infoscope.show(median) || "none"}${cut === null ? "" : `, gamma ${infoscope.show(cut)}`}.`;
   };
 
-  const Histograms = ({ sides }) => {
-    const all = useMemo(() => sides.map(({ columns }) => sortKnown(columns.cds.values)), [sides]);
-    const most = Math.max(1e-6, ...all.map((cds) => cds[cds.length - 1] ?? 0));
-    const shares = all.map((cds) => {
+  const Histograms = ({ sides, measure }) => {
+    const all = useMemo(() => sides.map(({ scores }) => sortKnown(scores)), [sides]);
+    const most = Math.max(1e-6, ...all.map((scores) => scores[scores.length - 1] ?? 0));
+    const shares = all.map((scores) => {
       const found = new Array(N_BINS).fill(0);
-      for (const value of cds) found[Math.min(N_BINS - 1, Math.floor((N_BINS * value) / most))] += 1 / cds.length;
+      const place = (value) => Math.min(N_BINS - 1, Math.floor((N_BINS * value) / most));
+      for (const value of scores) found[place(value)] += 1 / scores.length;
       return found;
     });
     const scales = infoscope.makeScales([0, most], [0, Math.max(1e-6, ...shares.flat())], 240), { x, y } = scales;
@@ -56,8 +66,9 @@
         y2=${scales.top} />
       <text x=${x(cut) + 4} y=${scales.top - 8 + 11 * i}>gamma ${i + 1}</text>`);
     return html`<div class="plot-with-key">
-      <${infoscope.Plot} scales=${scales} xName="CDS" yName="share of scored latents"
-        label=${`CDS of both, as shares of the scored latents. ${sides.map(tellScores).join(" ")}`}>
+      <${infoscope.Plot} scales=${scales} xName=${measure.words} yName="share of scored latents"
+        label=${`${infoscope.capitalise(measure.words)} of both, as shares of the scored latents. `
+          + sides.map(tellScores).join(" ")}>
         <polygon class="first" points=${`${start} ${first} ${end}`} />
         <polyline class="second" points=${`${start} ${second} ${end}`} />
         ${gammas}
@@ -93,10 +104,10 @@
     const found = [], [one, other] = sides;
     matches.latents.forEach((to, latent) => {
       if (!infoscope.isMatched(matches, latent, minimal)) return;
-      const cds = known(one.columns.cds?.values[latent]), otherCds = known(other.columns.cds?.values[to]);
+      const score = known(one.scores?.[latent]), otherScore = known(other.scores?.[to]);
       found.push({
-        latent, other: to, match: matches.values?.[latent] ?? null, cds, otherCds,
-        difference: cds === null || otherCds === null ? null : otherCds - cds,
+        latent, other: to, match: matches.values?.[latent] ?? null, score, otherScore,
+        difference: score === null || otherScore === null ? null : otherScore - score,
         isSame: !one.grouped || !other.grouped || one.grouped.groups[latent] === other.grouped.groups[to],
       });
     });
@@ -120,15 +131,15 @@
     }
   };
 
-  const Scatter = ({ pairs, sides }) => {
+  const Scatter = ({ pairs, sides, measure: { words: name } }) => {
     const canvas = useRef(null), scored = useMemo(() => pairs.filter((pair) => pair.difference !== null), [pairs]);
-    const most = useMemo(() => scored.reduce((size, one) => Math.max(size, one.cds, one.otherCds), 1e-6), [scored]);
-    const ask = () => infoscope.spearman(scored.map((one) => one.cds), scored.map((one) => one.otherCds));
+    const most = useMemo(() => scored.reduce((size, one) => Math.max(size, one.score, one.otherScore), 1e-6), [scored]);
+    const ask = () => infoscope.spearman(scored.map((one) => one.score), scored.map((one) => one.otherScore));
     const rho = useMemo(ask, [scored]);
     const scales = infoscope.makeScales([0, most], [0, most], 420), { x, y, left, right, top, bottom } = scales;
     const width = right - left, height = bottom - top;
     const cuts = sides.map(({ cut }) => cut !== null && cut <= most && cut);
-    const place = ({ cds, otherCds }) => [x(cds) - left, y(otherCds) - top];
+    const place = ({ score, otherScore }) => [x(score) - left, y(otherScore) - top];
     useEffect(() => drawPoints(canvas.current, scored, place, width, height), [scored]);
     const open = (event) => {
       const box = canvas.current.getBoundingClientRect(), scale = width / box.width;
@@ -140,14 +151,14 @@
       }
       if (best) infoscope.go({ pair: `${best.latent}-${best.other}` });
     };
-    const words = `${infoscope.count(scored.length, "pair")} with a CDS in both`
+    const words = `${infoscope.count(scored.length, "pair")} with ${withArticle(name)} in both`
       + (rho === null ? "" : `, Spearman ${infoscope.show(rho)}`);
     const percent = (part, all) => `${(100 * part) / all}%`;
     const over = { left: percent(left, scales.width), top: percent(top, scales.height),
       width: percent(width, scales.width), height: percent(height, scales.height) };
     return html`<div class="plot-with-key"><div class="scatter">
-      <${infoscope.Plot} scales=${scales} xName="CDS in the first" yName="CDS in the second"
-        label=${`CDS of matched latents: ${words}.`}>
+      <${infoscope.Plot} scales=${scales} xName=${`${name} in the first`} yName=${`${name} in the second`}
+        label=${`${infoscope.capitalise(name)} of matched latents: ${words}.`}>
         <line class="level" x1=${x(0)} y1=${y(0)} x2=${x(most)} y2=${y(most)} />
         ${cuts[0] !== false && html`<line class="mark" x1=${x(cuts[0])} x2=${x(cuts[0])} y1=${bottom} y2=${top} />`}
         ${cuts[1] !== false && html`<line class="mark" y1=${y(cuts[1])} y2=${y(cuts[1])} x1=${left} x2=${right} />`}
@@ -157,8 +168,8 @@
         as the list does.</p></div>`;
   };
 
-  const HEADINGS = { latent: "first", other: "second", match: "match", cds: "CDS, first", otherCds: "CDS, second",
-    difference: "second − first" };
+  const nameHeadings = (label) => ({ latent: "first", other: "second", match: "match", score: `${label}, first`,
+    otherScore: `${label}, second`, difference: "second − first" });
 
   const Heading = ({ name, text, by, sign }) => {
     const isBy = name === by, order = isBy && sign < 0 ? name : `-${name}`;
@@ -174,20 +185,20 @@
       ${" "}${infoscope.valueOf(columns.name, latent)}</td>`;
     return html`<tr>${link(sides[0], pair.latent)}${link(sides[1], pair.other)}
       ${hasMatch && html`<td class="number">${infoscope.show(pair.match)}</td>`}
-      <td class="number">${infoscope.show(pair.cds)}</td><td class="number">${infoscope.show(pair.otherCds)}</td>
+      <td class="number">${infoscope.show(pair.score)}</td><td class="number">${infoscope.show(pair.otherScore)}</td>
       <td class="number">${pair.difference > 0 ? "+" : ""}${infoscope.show(pair.difference)}</td>
       <td><a href=${infoscope.address({ pair: `${pair.latent}-${pair.other}` })}
         aria-label=${`latent ${pair.latent} and latent ${pair.other} side by side`}>side by side</a></td></tr>`;
   };
 
-  const Matches = ({ pairs, shown, sides, matches }) => {
+  const Matches = ({ pairs, shown, sides, matches, measure }) => {
     const [nRows, setRows] = useState(N_ROWS), hasMatch = matches.values !== null;
     const by = shown.order.replace(/^-/, ""), sign = shown.order.startsWith("-") ? -1 : 1;
     const sorted = useMemo(() => pairs.slice().sort((a, b) => {
       const isUnknown = (a[by] === null) - (b[by] === null); // what is not known comes last
       return isUnknown || (a[by] === null ? 0 : sign * (a[by] - b[by])) || a.latent - b.latent;
     }), [pairs, by, sign]);
-    const headings = Object.entries(HEADINGS).filter(([name]) => name !== "match" || hasMatch);
+    const headings = Object.entries(nameHeadings(measure.label)).filter(([name]) => name !== "match" || hasMatch);
     return html`<${infoscope.Wide} label="Matched latents"><table class="matches">
       <caption>${infoscope.count(pairs.length, "pair")}</caption>
       <thead><tr>${headings.map(([name, text]) => html`
@@ -199,11 +210,12 @@
   };
 
   const Half = ({ view, latent, columns, group, shown }) => {
+    const { name, words } = infoscope.divided(view);
     const { value: detail, error } = infoscope.useDetail(view, latent), ranks = detail?.ranks;
     return html`<section aria-label=${`${view.title}, latent ${latent}`}>
       <h4>${view.title}: <a href=${infoscope.address({ page: "latent", view: view.id, latent })}>latent ${latent}</a>
         ${" "}${infoscope.valueOf(columns.name, latent)}</h4>
-      <p>CDS ${infoscope.show(infoscope.valueOf(columns.cds, latent)) || "none"} ·${" "}
+      <p>${infoscope.capitalise(words)} ${infoscope.show(infoscope.valueOf(columns[name], latent)) || "none"} ·${" "}
         <${infoscope.GroupMark} view=${view} group=${group} /></p>
       ${error && html`<p class="warning" role="alert">Its pictures cannot be shown: ${error}</p>`}
       ${ranks && html`<${infoscope.Pairs} view=${view} shown=${shown} ranks=${ranks} scale=${ranks.maps.scale}
@@ -226,19 +238,22 @@
   };
 
   const Both = ({ view, other, shown }) => {
-    const columns = [infoscope.useColumns(view, COLUMNS), infoscope.useColumns(other, COLUMNS)];
+    const measure = findMeasure(view, other);
+    const list = (one) => [measure.name, infoscope.divided(one).name, "group", "mass", "name"];
+    const columns = [infoscope.useColumns(view, list(view)), infoscope.useColumns(other, list(other))];
     const { value: matches, error } = infoscope.useLoaded(() => infoscope.findMatches(view, other), []);
     const gammas = [readNumber(shown.gamma), readNumber(shown.otherGamma)];
     const minimal = readNumber(shown.minimal) ?? -Infinity, isReady = Boolean(columns[0] && columns[1]);
     const sides = useMemo(() => isReady && [view, other].map((one, i) => ({
-      view: one, columns: columns[i], cut: gammas[i] ?? one.groups?.gamma ?? null,
+      view: one, columns: columns[i], scores: columns[i][measure.name]?.values,
+      cut: infoscope.divided(one).name === measure.name ? gammas[i] ?? one.groups?.gamma ?? null : null,
       grouped: infoscope.groupLatents(one, columns[i], gammas[i]),
     })), [isReady, ...gammas]);
     const pairs = useMemo(() => sides && matches?.latents ? listPairs(sides, matches, minimal) : null,
       [sides, matches, minimal]);
     const [, ...numbers] = (/^(\d+)-(\d+)$/.exec(shown.pair) ?? [""]).map(Number);
     const isOpen = numbers.length === 2 && numbers[0] < view.d_sae && numbers[1] < other.d_sae;
-    const hasScores = sides && sides.every((side) => side.columns.cds);
+    const hasScores = sides && sides.every((side) => side.scores);
     return html`
       <${Controls} view=${view} other=${other} shown=${shown} isMatched=${matches?.values} />
       ${infoscope.manifest.views.length === 1 && html`<p class="absent">There is one SAE here: it can be seen under two
@@ -252,14 +267,17 @@
         <${Opened} key=${shown.pair} sides=${sides} shown=${shown} pair=${numbers} matches=${matches} />`}
       ${!sides && html`<${infoscope.Loading} what="What is known of both" />`}
       ${sides && html`<div class="parts two">
-        ${!hasScores ? html`<${infoscope.Absent} what="The CDS of one of them was" how="infoscope stage=score" />`
-          : html`<${Section} id="both-cds" title="CDS of both"><${Histograms} sides=${sides} /></${Section}>`}
+        ${!hasScores ? html`<${infoscope.Absent} what=${`The ${measure.words} of one of them was`}
+          how=${`infoscope stage=${measure.name === "cds" ? "score" : "extent"}`} />`
+          : html`<${Section} id="both-scores" title=${`${infoscope.capitalise(measure.words)} of both`}>
+            <${Histograms} sides=${sides} measure=${measure} /></${Section}>`}
         ${pairs && sides.every((side) => side.grouped) && html`<${Section} id="crossed" title="Groups crossed">
           <${Crossed} sides=${sides} matches=${matches} minimal=${minimal} /></${Section}>`}
-        ${pairs && hasScores && view.id !== other.id && html`<${Section} id="scatter" title="CDS of matched latents">
-          <${Scatter} pairs=${pairs} sides=${sides} /></${Section}>`}
+        ${pairs && hasScores && view.id !== other.id && html`<${Section} id="scatter"
+          title=${`${infoscope.capitalise(measure.words)} of matched latents`}>
+          <${Scatter} pairs=${pairs} sides=${sides} measure=${measure} /></${Section}>`}
         ${pairs && html`<${Section} id="matches" title="Matched latents">
-          <${Matches} pairs=${pairs} shown=${shown} sides=${sides} matches=${matches} /></${Section}>`}
+          <${Matches} ...${{ pairs, shown, sides, matches, measure }} /></${Section}>`}
       </div>`}`;
   };
 

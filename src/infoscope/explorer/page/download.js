@@ -129,7 +129,7 @@
     context.fillText(`${infoscope.manifest.title}: ${view.title}`, GAP, 20, canvas.width - 2 * GAP);
     context.font = "13px system-ui, sans-serif";
     context.fillText(`Crop pairs, with its activation over them. ${infoscope.sayRanked(view)}.`, GAP, 37);
-    const named = ["cds", "group", "firing_rate", "name"]
+    const named = [infoscope.divided(view).name, "group", "firing_rate", "name"]
       .map((name) => view.columns.find((one) => one.name === name))
       .filter(Boolean);
     const columns = await Promise.all(named.map(({ name }) => infoscope.column(view.id, name)));

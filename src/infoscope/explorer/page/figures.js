@@ -3,6 +3,13 @@
 (() => {
   const { html, useMemo } = infoscope;
 
+  // unscored: by the CDS, unless it is said by what
+  const nameGroup = (view, name) => {
+    const { name: divided, words } = infoscope.divided(view);
+    if (name === "unscored" && divided !== "cds") return `${name}: ${words} not known`;
+    return name || "without a group";
+  };
+
   /** A hook: the groups of a view, {groups: [{name, colour, n}], groupOf: the group of each latent}. */
   infoscope.useGroups = (view, column) =>
     useMemo(() => {
@@ -12,7 +19,7 @@
         return { groups: [{ name: "latents", colour: infoscope.groupColour("low"), n: view.d_sae }], groupOf };
       const names = [...named, ...column.texts.filter((text) => !named.includes(text))];
       const groups = names.map((name) => ({
-        name: name || "without a group",
+        name: nameGroup(view, name),
         colour: infoscope.groupColour(name, named),
         n: 0,
       }));
@@ -37,16 +44,29 @@
       onChange=${(event) => onValue(event.target.value)}
   /></label>`;
 
-  const findLandmarks = ({ landmarks, groups }) => {
-    const gamma = Number.isFinite(groups?.gamma) ? [{ name: "gamma", value: groups.gamma }] : [];
-    return [...(landmarks ?? []).filter((one) => Number.isFinite(one.value)), ...gamma];
+  // landmarks are values of the CDS
+  const findLandmarks = (view) => {
+    const { gamma } = view.groups ?? {},
+      ofScore = infoscope.divided(view).name === "cds" ? (view.landmarks ?? []) : [];
+    return [...ofScore, { name: "gamma", value: gamma }].filter((one) => Number.isFinite(one.value));
   };
+
+  const WHY_UNKNOWN = {
+    cds: "too few pairs of crops have a distance",
+    extent: "not measured, or other images excite nearly as much as the top ones",
+    mean_extent: "not measured, or other images excite nearly as much as the top ones",
+    context_effect: "not measured, or nothing varies",
+  };
+
+  /** Why a latent has no value of what can be divided, in words. */
+  infoscope.whyUnknown = (name) => (Object.hasOwn(WHY_UNKNOWN, name) ? WHY_UNKNOWN[name] : "not measured");
 
   const countUnknown = (values) => values.reduce((n, one) => n + (Number.isNaN(one) ? 1 : 0), 0);
 
-  /** The histogram of the CDS and the range that is chosen in it; `mask`: the latents that it counts. */
+  /** The histogram of what the groups divide, and the range that is chosen in it; `mask`: the latents it counts. */
   infoscope.ScopeFigure = ({ view, table, data, groups, groupOf, mask }) => {
-    const { values } = data.get("cds"),
+    const { name, words } = infoscope.divided(view),
+      { values } = data.get(name),
       landmarks = useMemo(() => findLandmarks(view), [view.id]);
     const range = useMemo(() => {
       const found = infoscope.extent(values) ?? { low: 0, high: 1 };
@@ -59,7 +79,7 @@
       () => infoscope.countBins(values, groupOf, groups.length, mask, range),
       [values, groupOf, mask, range],
     );
-    const nUnscored = useMemo(() => countUnknown(values), [values]);
+    const nUnknown = useMemo(() => countUnknown(values), [values]);
     const { brush } = table;
     const setBrush = (numbers) => {
       infoscope.go({ brush: numbers?.some(Number.isFinite) ? infoscope.writeNumbers(numbers) : "" });
@@ -71,27 +91,30 @@
     };
     const said = landmarks.map(({ name, value }) => `${name}: ${infoscope.show(value)}`).join(", ");
     const description =
-      `Histogram of the CDS of ${infoscope.count(view.d_sae - nUnscored, "latent")}, from ` +
+      `Histogram of the ${words} of ${infoscope.count(view.d_sae - nUnknown, "latent")}, from ` +
       `${infoscope.show(range.low)} to ${infoscope.show(range.high)}. ${said}`;
-    const column = view.columns.find((one) => one.name === "cds");
-    const label = column.heading + showUnit(column);
-    const isOne = nUnscored === 1;
+    const column = view.columns.find((one) => one.name === name),
+      short = infoscope.columnLabel(column);
+    const label = (name === "cds" ? column.heading : words) + showUnit(column);
+    const title = name === "cds" ? "Scope" : infoscope.capitalise(words);
+    const isOne = nUnknown === 1,
+      none = `no ${words}: ${infoscope.whyUnknown(name)}. `;
     return html`<figure>
-      <figcaption><h2>Scope</h2> <span>Drag over the histogram, or write a range below it.</span></figcaption>
+      <figcaption><h2>${title}</h2> <span>Drag over the histogram, or write a range below it.</span></figcaption>
       <${infoscope.Histogram} ...${{ label, bins, groups, landmarks, range: brush, onRange: setBrush, description }} />
       <${Legend} groups=${groups} />
       <p class="controls">
-        <${RangeField} label="CDS from" value=${brush?.[0]} onValue=${setEnd(0, -Infinity)} />
-        <${RangeField} label="CDS to" value=${brush?.[1]} onValue=${setEnd(1, Infinity)} />
+        <${RangeField} label=${`${short} from`} value=${brush?.[0]} onValue=${setEnd(0, -Infinity)} />
+        <${RangeField} label=${`${short} to`} value=${brush?.[1]} onValue=${setEnd(1, Infinity)} />
         ${brush && html`<button type="button" onClick=${() => setBrush(null)}>Clear the range</button>`}
         <span class="quiet">${
-          nUnscored > 0 &&
-          `${infoscope.count(nUnscored, "latent")} ${isOne ? "has" : "have"} no CDS: ` +
-            "too few pairs of crops have a distance. "
+          nUnknown > 0 && `${infoscope.count(nUnknown, "latent")} ${isOne ? "has" : "have"} ${none}`
         }
         ${view.groups?.rule && `Groups: ${view.groups.rule}.`}</span></p>
     </figure>`;
   };
+
+  const isShare = (name) => name.startsWith("cds") || ["extent", "mean_extent", "context_effect"].includes(name);
 
   const nameColumn = (name) => infoscope.columnLabel({ name });
 
@@ -102,7 +125,7 @@
       const extent = infoscope.extent(values),
         canBeLog = extent !== null && extent.positive !== null;
       const isLog =
-        canBeLog && (scale === "log" || (scale === "" && !name.startsWith("cds") && infoscope.isLogBetter(extent)));
+        canBeLog && (scale === "log" || (scale === "" && !isShare(name) && infoscope.isLogBetter(extent)));
       let nHidden = 0;
       for (let i = 0; i < values.length; i++) if (Number.isNaN(values[i]) || (isLog && values[i] <= 0)) nHidden += 1;
       const label = nameColumn(name),

@@ -5,23 +5,25 @@
   const ROWS = 50; // of the table, before it is asked for more
   const WIDE_PX = 1200, BESIDE_PX = 700; // from which on two pictures, or one above the other, stand beside the table
   const COMMIT_MS = 150; // a drag or a held key becomes one address, not a hundred
-  const FACTS = ["cds", "group", "name"];
   const HEADINGS = {
-    mean: "mean", peak: "peak", one: "crop 1", two: "crop 2", difference: "crop 2 − crop 1", cds: "CDS",
+    mean: "mean", peak: "peak", one: "crop 1", two: "crop 2", difference: "crop 2 − crop 1",
   };
 
-  // what the table of latents says of a latent, by functions of it: null where it says nothing
+  // what the table of latents says of a latent, by functions of it: null where it says nothing; measure: what the
+  // groups divide
   const useFacts = (view) => {
-    const columns = infoscope.useColumns(view, FACTS);
-    return infoscope.useMemo(() => Object.fromEntries(
-      FACTS.map((name) => [name, (latent) => infoscope.valueOf(columns?.[name], latent)])), [columns]);
+    const names = { measure: infoscope.divided(view).name, group: "group", name: "name" };
+    const columns = infoscope.useColumns(view, Object.values(names));
+    return infoscope.useMemo(() => Object.fromEntries(Object.entries(names).map(
+      ([key, name]) => [key, (latent) => infoscope.valueOf(columns?.[name], latent)])), [columns]);
   };
 
   const PatchLatents = ({ view, side, found, facts, looked, maps, onLook }) => {
     const [sort, setSort] = infoscope.useState("mean"), [nShown, setShown] = infoscope.useState(ROWS);
-    const names = side === 0 ? ["mean", "peak", "cds"] : ["mean", "peak", "one", "two", "difference", "cds"];
+    const names = side === 0 ? ["mean", "peak", "measure"] : ["mean", "peak", "one", "two", "difference", "measure"];
     const by = names.includes(sort) ? sort : "mean";
-    const valueOf = (row, name) => name === "cds" ? facts.cds(row.latent) : row[name];
+    const valueOf = (row, name) => name === "measure" ? facts.measure(row.latent) : row[name];
+    const headings = { ...HEADINGS, measure: infoscope.columnLabel(infoscope.divided(view)) };
     const sizeOf = (row) => {
       const value = valueOf(row, by);
       return value === null ? -1 : Math.abs(value);
@@ -38,7 +40,7 @@
       <thead><tr><th scope="col">latent</th><th scope="col">group</th>
         ${names.map((name) => html`<th scope="col" class="number" aria-sort=${by === name ? "descending" : null}>
           <button type="button" onClick=${() => setSort(name)}>
-            ${HEADINGS[name]}${by === name ? "\u00a0▾" : ""}</button>
+            ${headings[name]}${by === name ? "\u00a0▾" : ""}</button>
         </th>`)}
       </tr></thead>
       <tbody>${rows.slice(0, nShown).map((row) => html`

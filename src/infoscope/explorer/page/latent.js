@@ -3,8 +3,8 @@
 (() => {
   const { html, useEffect, useState } = infoscope;
   const MAIN = [
-    "cds", "cds_low", "cds_high", "cds_minus_chance", "extent", "context_effect", "group", "undecided", "firing_rate",
-    "mass", "name",
+    "cds", "cds_low", "cds_high", "cds_minus_chance", "extent", "mean_extent", "context_effect", "group", "undecided",
+    "firing_rate", "mass", "name",
   ];
 
   /** A hook: {value, error} of all that is known of a latent beside its row, maps unpacked as `unpacked`. */
@@ -23,6 +23,12 @@
     const of = (name) => infoscope.valueOf(columns[name], latent), show = (name) => infoscope.show(of(name));
     const unit = (name) => html` <span class="unit">${columns[name]?.unit === "1" ? "" : columns[name]?.unit}</span>`;
     const cds = of("cds") === null ? "none: too few of its pairs have a distance" : show("cds");
+    const ofWindows = (name) => {
+      if (!columns[name]) return "";
+      const isNone = of(name) === null && infoscope.divided(view).name === name;
+      const value = isNone ? `none: ${infoscope.whyUnknown(name)}` : show(name);
+      return html`<${Fact} name=${infoscope.columnLabel({ name })} value=${value}>${!isNone && unit(name)}</${Fact}>`;
+    };
     return html`<dl class="facts">
       <${Fact} name="group" value=${of("group") && html`<${infoscope.GroupMark} view=${view} group=${of("group")} />`}>
         ${of("undecided") ? html` <span class="unit">undecided: its pairs leave its group open</span>` : ""}
@@ -32,8 +38,7 @@
           95% interval ${show("cds_low")} to ${show("cds_high")}</span>`}
       </${Fact}>`}
       <${Fact} name="CDS − chance" value=${show("cds_minus_chance")} />
-      <${Fact} name="extent" value=${show("extent")}>${unit("extent")}</${Fact}>
-      <${Fact} name="context effect" value=${show("context_effect")}>${unit("context_effect")}</${Fact}>
+      ${["extent", "mean_extent", "context_effect"].map(ofWindows)}
       <${Fact} name="firing rate" value=${show("firing_rate")}>${unit("firing_rate")}</${Fact}>
       <${Fact} name="mass" value=${show("mass")}>${unit("mass")}</${Fact}>
     </dl>`;

@@ -48,7 +48,8 @@
   infoscope.RankPlot = ({ view, ranks, chance }) => {
     const { emd } = ranks, n = emd.length, running = runningCds(emd);
     const isKnown = (value) => value !== null && value !== undefined;
-    const lines = [["chance", chance], ["gamma", view.groups?.gamma]].filter(([, value]) => isKnown(value));
+    const gamma = infoscope.divided(view).name === "cds" ? view.groups?.gamma : null; // else it is none of the CDS
+    const lines = [["chance", chance], ["gamma", gamma]].filter(([, value]) => isKnown(value));
     const most = Math.max(0.02, ...emd.filter(isKnown), ...lines.map(([, value]) => value));
     const scales = infoscope.makeScales([0.5, n + 0.5], [0, 1.05 * most]), { x, y } = scales;
     const ticks = [1, ...[4, 8, 12, 16, 24, 32, 48, 64].filter((rank) => rank <= n)];

@@ -20,6 +20,7 @@
     scope: "whether a latent stays where what it sees is (low), or moves with the context (high: CDS above gamma)",
     chance: "the CDS that a latent's maps would have if they belonged to different images",
     extent: "how wide a window around its strongest patch keeps half of its activation there: 0 that patch alone",
+    "mean extent": "the same for all shares of that activation, their mean",
     "context effect": "share of the variance of that activation that its surroundings make: 0 none, 1 all",
     mass: "mean activation times the norm of the decoder row: how much a latent writes",
     support: "share of the patches on which a latent fires, in images in which it does",
@@ -27,6 +28,20 @@
     keys:
       "in the table arrows move, Space selects, Enter opens; on a latent's page ← and → go to its neighbours; on an " +
       "image arrows move, Shift and arrows extend, Escape chooses all patches",
+  };
+
+  const HOW = {
+    extent: "how far the evidence of a latent reaches",
+    mean_extent: "how far the evidence of a latent reaches",
+    context_effect: "how much of a latent's activation its surroundings make",
+  };
+
+  // the words, with what the groups of a view are
+  const explain = (view) => {
+    const { name, words, above, below } = infoscope.divided(view);
+    if (name === "cds") return WORDS;
+    const how = Object.hasOwn(HOW, name) ? `${HOW[name]}: ` : "";
+    return { ...WORDS, scope: `${how}${above} (${words} above gamma) or ${below} (up to gamma)` };
   };
 
   const Facts = ({ facts }) =>
@@ -46,7 +61,7 @@
       .join(", ");
     const others = Object.entries(facts ?? {}).filter(([name, text]) => view.facts?.[name] !== text);
     return html`<footer>
-    <details><summary>What the words mean, and keys</summary><${Facts} facts=${WORDS} /></details>
+    <details><summary>What the words mean, and keys</summary><${Facts} facts=${explain(view)} /></details>
     <details><summary>About this explorer</summary>
       <h2>${view.title}</h2>
       <${Facts} facts=${view.facts} />

@@ -11,9 +11,11 @@
       return { groups, names: [...names, ...[...new Set(groups)].filter((name) => !names.includes(name)).sort()] };
     }
     const cut = gamma ?? view.groups?.gamma ?? null;
-    if (!columns.cds || cut === null) return null;
-    const groups = Array.from(columns.cds.values, (cds) => Number.isNaN(cds) ? "unscored" : cds > cut ? "high" : "low");
-    return { groups, names: ["low", "high", ...(groups.includes("unscored") ? ["unscored"] : [])] };
+    const { name, below, above } = infoscope.divided(view);
+    if (!columns[name] || cut === null) return null;
+    const find = (value) => Number.isNaN(value) ? "unscored" : value > cut ? above : below;
+    const groups = Array.from(columns[name].values, find);
+    return { groups, names: [below, above, ...(groups.includes("unscored") ? ["unscored"] : [])] };
   };
 
   /**

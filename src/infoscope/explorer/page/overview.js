@@ -65,10 +65,11 @@
       setText("");
       finish("");
     };
+    const example = `${infoscope.divided(view).name} > 0.1 & rate < 0.01`;
     return html`<form class="filter" role="search" onSubmit=${submit}>
       <label for="filter">Filter</label>
       <input id="filter" type="text" value=${text} onInput=${type} onBlur=${() => finish(text)} spellcheck=${false}
-        autocomplete="off" autocapitalize="off" placeholder="cds > 0.1 & rate < 0.01" aria-invalid=${Boolean(error)}
+        autocomplete="off" autocapitalize="off" placeholder=${example} aria-invalid=${Boolean(error)}
         aria-describedby="filter-error" />
       ${text && html`<button type="button" onClick=${clear}>Clear</button>`}
       <div id="filter-error" role="status">${error && html`<${FilterError} ...${{ text, error, holds }} />`}</div>
@@ -151,7 +152,7 @@
     return html`<div class="overview">
       <div class="plots">
         ${
-          data.has("cds")
+          data.has(table.divided)
             ? html`<${infoscope.ScopeFigure} ...${parts} mask=${found.forHistogram} />`
             : html`<p>The scope of these latents was not measured: <code>infoscope stage=score</code> does.</p>`
         }

@@ -2,7 +2,7 @@
 // What a latent is beside its top images: weaker and random images, classes, neighbours, other SAEs, removal.
 (() => {
   const { html, Absent, GroupMark, Section, Wide } = infoscope;
-  const OF_OTHERS = ["cds", "group", "name"], SILENT = "It fires in none of the images that this was measured on.";
+  const SILENT = "It fires in none of the images that this was measured on.";
 
   const STRIP_PX = 110; // of a picture, so that five of them lie in half of a usual window
 
@@ -41,12 +41,15 @@
   };
 
   // a row on a latent of this view or another: its link, how near it is, its score and group
-  const Other = ({ view, latent, value, columns, first = null, last = null }) => html`<tr>
+  // what tables of other latents have of each, beside what a view's groups divide
+  const listColumns = ({ name }) => [name, "group", "name"];
+
+  const Other = ({ view, divided, latent, value, columns, first = null, last = null }) => html`<tr>
     ${first}
     <td><a href=${infoscope.address({ page: "latent", view: view.id, latent })}>${latent}</a>
       ${" "}${infoscope.valueOf(columns?.name, latent)}</td>
     <td class="number">${infoscope.show(value)}</td>
-    <td class="number">${infoscope.show(infoscope.valueOf(columns?.cds, latent))}</td>
+    <td class="number">${infoscope.show(infoscope.valueOf(columns?.[divided.name], latent))}</td>
     <td><${GroupMark} view=${view} group=${infoscope.valueOf(columns?.group, latent)} /></td>
     ${last}</tr>`;
 
@@ -55,22 +58,23 @@
     ${" "}<code>infoscope stage=explore</code>.</p>`;
 
   const Near = ({ view, of, caption, unit }) => {
-    const columns = infoscope.useColumns(view, OF_OTHERS);
+    const divided = infoscope.divided(view), columns = infoscope.useColumns(view, listColumns(divided));
     if (of.latents.length === 0) return html`<p class="absent">${caption}: none.</p>`;
     return html`<table class="near"><caption>${caption}</caption>
       <thead><tr><th scope="col">latent</th><th scope="col" class="number">${unit}</th>
-        <th scope="col" class="number">CDS</th>
+        <th scope="col" class="number">${infoscope.columnLabel(divided)}</th>
         <th scope="col">group</th></tr></thead>
       <tbody>${of.latents.map((latent, i) => html`
-        <${Other} key=${i} view=${view} latent=${latent} value=${of.values[i]} columns=${columns} />`)}</tbody>
+        <${Other} key=${i} ...${{ view, divided, latent, columns }} value=${of.values[i]} />`)}</tbody>
     </table>`;
   };
 
   const Elsewhere = ({ view, other, latent, one }) => {
     const pair = `${latent}-${one.latent}`;
+    const divided = infoscope.divided(view), columns = infoscope.useColumns(other, listColumns(divided));
     const beside = infoscope.address({ page: "compare", view: view.id, other: other.id, pair });
-    return html`<${Other} view=${other} latent=${one.latent} value=${one.value}
-      columns=${infoscope.useColumns(other, OF_OTHERS)} first=${html`<th scope="row">${other.title}</th>`}
+    return html`<${Other} view=${other} divided=${divided} latent=${one.latent} value=${one.value}
+      columns=${columns} first=${html`<th scope="row">${other.title}</th>`}
       last=${html`<td><a href=${beside}>side by side</a></td>`} />`;
   };
 
@@ -91,7 +95,8 @@
     return html`<${Wide} label="Its best matches"><table class="near">
       <caption>Its best match in other SAEs, seeds and layers</caption>
       <thead><tr><th scope="col">where</th><th scope="col">latent</th><th scope="col" class="number">match</th>
-        <th scope="col" class="number">CDS</th><th scope="col">group</th><td></td></tr></thead>
+        <th scope="col" class="number">${infoscope.columnLabel(infoscope.divided(view))}</th>
+        <th scope="col">group</th><td></td></tr></thead>
       <tbody>${elsewhere.map((one) => html`
         <${Elsewhere} key=${one.view} view=${view} other=${byId[one.view]} latent=${latent} one=${one} />`)}
       </tbody></table></${Wide}>

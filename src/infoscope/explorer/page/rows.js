@@ -44,15 +44,18 @@
 
   /** What the address asks for, made whole: columns that there are, ranges as numbers, the filter. */
   infoscope.readTable = (view, shown) => {
+    const { name: divided } = infoscope.divided(view);
     const numbers = view.columns.filter((one) => one.kind === "number" && one.n_known !== 0).map((one) => one.name);
     const find = (name, otherwise) => (numbers.includes(name) ? name : otherwise);
-    const y = find(shown.y, find("cds", numbers[0]));
-    const x = find(shown.x, find("firing_rate", numbers.find((name) => name !== y) ?? y));
+    const y = find(shown.y, find(divided, numbers[0]));
+    const usual = divided === "cds" ? "firing_rate" : "cds"; // the histogram shows what is divided
+    const x = find(shown.x, find(usual, numbers.find((name) => name !== y) ?? y));
     const known = new Set(["latent", ...view.columns.map((one) => one.name)]);
     const columns = shown.columns.split(",").filter((name) => name !== "latent" && known.has(name));
-    const by = shown.sort.replace(/^-/, ""),
-      sort = known.has(by) ? shown.sort : "latent";
+    const asked = shown.sort || `-${divided}`,
+      sort = known.has(asked.replace(/^-/, "")) ? asked : "latent";
     return {
+      divided,
       x,
       y,
       sort,
@@ -60,15 +63,15 @@
       isDown: sort.startsWith("-"),
       numbers,
       columns: columns.length ? columns : infoscope.defaultColumns(view),
-      brush: known.has("cds") ? readNumbers(shown.brush, 2) : null,
+      brush: known.has(divided) ? readNumbers(shown.brush, 2) : null,
       box: x ? readNumbers(shown.box, 4) : null,
       filter: readFilter(view, shown.filter),
       selected: infoscope.readSelected(shown.selected, view.d_sae),
     };
   };
 
-  const listNeeded = ({ filter, by, brush, box, x, y }) =>
-    [...new Set([...filter.needs, by, ...(brush ? ["cds"] : []), ...(box ? [x, y] : [])])].filter(
+  const listNeeded = ({ filter, by, divided, brush, box, x, y }) =>
+    [...new Set([...filter.needs, by, ...(brush ? [divided] : []), ...(box ? [x, y] : [])])].filter(
       (name) => name !== "latent" && name !== "selected",
     );
 
@@ -84,10 +87,10 @@
    */
   const chooseLatents = (view, table, data) => {
     const n = view.d_sae,
-      { brush, box, x, y } = table,
+      { divided, brush, box, x, y } = table,
       isSelected = { values: markSelected(table.selected, n), texts: null };
     const found = table.filter.mask(new Map(data).set("selected", isSelected), n);
-    const inBrush = brush ? within(n, [data.get("cds").values, brush]) : found;
+    const inBrush = brush ? within(n, [data.get(divided).values, brush]) : found;
     const inBox = box ? within(n, [data.get(x).values, box.slice(0, 2)], [data.get(y).values, box.slice(2)]) : found;
     const forHistogram = both(found, inBox);
     return { forHistogram, forScatter: both(found, inBrush), passed: both(forHistogram, inBrush) };
@@ -111,8 +114,8 @@
     const table = useMemo(() => infoscope.readTable(view, shown), [view.id, shown]),
       last = useRef(null);
     const there = new Set(view.columns.map((one) => one.name)),
-      { x, y, sort, columns } = table;
-    const always = ["cds", "cds_low", "cds_high", "group", "name"].filter((name) => there.has(name));
+      { x, y, sort, columns, divided } = table;
+    const always = [divided, "cds", "cds_low", "cds_high", "group", "name"].filter((name) => there.has(name));
     const names = [...new Set([...always, ...columns, ...listNeeded(table), ...[x, y].filter(Boolean)])];
     const { value: data, error } = infoscope.useLoaded(() => loadColumns(view, names), [view.id, names.join()]);
     const { filter, brush, box, selected } = shown,

@@ -16,7 +16,11 @@
   };
 
   const pad = ({ extent: { low, high, positive }, isLog }) => {
-    if (isLog) return [positive / 1.2, high * 1.2];
+    if (isLog) {
+      const least = positive / 1.2,
+        power = 10 ** Math.floor(Math.log10(least));
+      return [Math.min(least, 9.4 * power), high * 1.2]; // from 9.5 times a power of ten on uPlot finds ticks for ever
+    }
     const room = (high - low || Math.abs(high) || 1) * 0.03;
     return [low - room, high + room];
   };

@@ -10,7 +10,7 @@
     patches: "", // chosen patches of it: "row,column" or "row,column-row,column"
     side: "1", // which crop of it
     off: "", // what it is predicted without: "group high", "latent 17"; "": nothing
-    filter: "", sort: "-cds", columns: "", selected: "", // of the table
+    filter: "", sort: "", columns: "", selected: "", // of the table; sort "": by what the groups divide
     x: "", y: "", xScale: "", yScale: "", // of the scatter: columns; log, linear or what suits them
     brush: "", box: "", // ranges that are chosen in the histogram ("0.1,0.2") and the scatter (x, x, y, y)
     gamma: "", otherGamma: "", // thresholds side by side; "": the view's own groups
@@ -58,8 +58,10 @@
 
   // what is shown after some changes; what is chosen of an SAE's latents is not of another's
   const change = (changes) => {
-    const state = store.getState(), isSame = infoscope.view(changes.view ?? state.view) === infoscope.view();
-    return { ...state, ...(isSame ? {} : { selected: "", box: "", off: "", pair: "" }), ...changes };
+    const state = store.getState(), before = infoscope.view(), after = infoscope.view(changes.view ?? state.view);
+    const isAlike = infoscope.divided(before).name === infoscope.divided(after).name;
+    return { ...state, ...(before === after ? {} : { selected: "", box: "", off: "", pair: "" }),
+      ...(isAlike ? {} : { brush: "" }), ...changes };
   };
 
   /** Return what is shown. */
@@ -86,6 +88,11 @@
   /** Return the view of an id, by default the one that is shown; the first where there is none. */
   infoscope.view = (id = store.getState().view) =>
     infoscope.manifest.views.find((view) => view.id === id) ?? infoscope.manifest.views[0];
+
+  const CDS = { name: "cds", words: "CDS", below: "low", above: "high" };
+
+  /** What the groups of a view divide: {name: its column, words, below and above: the groups up to and above gamma}. */
+  infoscope.divided = (view) => view.groups?.by ?? CDS;
 
   // comes for links too, for addresses differ behind their # alone; what a link opens is shown from its beginning
   window.addEventListener("popstate", ({ state: mark }) => {

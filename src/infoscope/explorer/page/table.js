@@ -5,6 +5,7 @@
     ["cds"],
     ["cds_minus_chance"],
     ["extent"],
+    ["mean_extent"],
     ["context_effect"],
     ["group"],
     ["undecided"],
@@ -27,10 +28,11 @@
   };
   const MOST_SELECTED = (infoscope.MOST_SELECTED = 2000); // what an address holds
 
-  /** The columns of the table that are shown unless others are chosen, of those that there are. */
+  /** The columns that are shown unless others are chosen, of those that there are: first what the groups divide. */
   infoscope.defaultColumns = (view) => {
     const there = new Set(view.columns.filter((one) => one.n_known !== 0).map((one) => one.name));
-    const found = DEFAULT.map((names) => names.find((name) => there.has(name))).filter(Boolean);
+    const usual = [[infoscope.divided(view).name], ...DEFAULT];
+    const found = [...new Set(usual.map((names) => names.find((name) => there.has(name))).filter(Boolean))];
     return found.length ? found : view.columns.slice(0, 10).map((one) => one.name);
   };
 

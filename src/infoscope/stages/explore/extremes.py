@@ -1,4 +1,5 @@
-"""What the log of a run gets of an explorer: the latents of lowest and highest CDS of each group, with pictures."""
+"""What the log of a run gets of an explorer: of each group the latents of lowest and highest CDS, or of what else the
+groups divide, with pictures."""
 
 from __future__ import annotations
 
@@ -14,14 +15,14 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from infoscope.explorer.format import name_thumbnail, read, unpack_maps
-from infoscope.explorer.tables import read_latents
+from infoscope.explorer.tables import find_divided, read_latents
 from infoscope.runtime.errors import InputError
 from infoscope.sae.latent_table import LatentTable
 from infoscope.stages.score.example_figure import lay_heat
 from infoscope.tracking.tracker import Tracker
 
 N_EXTREMES = 4
-"""Latents of the lowest, and of the highest CDS of each group."""
+"""Latents of the lowest, and of the highest values of each group."""
 N_PAIRS = 4
 """Top images of each, as pairs of crops."""
 CROP_PX = 112
@@ -33,8 +34,8 @@ _GAP_PX = 4
 
 
 def log_latents(tracker: Tracker, folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Log the latents of the explorer's own views: `latents_<view>` has those of lowest and highest CDS of each group
-    with a picture each, `all_latents_<view>` all of them, up to `MAX_ROWS`.
+    """Log the latents of the explorer's own views: `latents_<view>` has those of `choose_extremes` with a picture each,
+    `all_latents_<view>` all of them, up to `MAX_ROWS`.
 
     Args:
         folder: of the explorer.
@@ -44,7 +45,7 @@ def log_latents(tracker: Tracker, folder: Path, manifest: Mapping[str, Any]) -> 
             continue
         latents = read_latents(folder, view)
         with tempfile.TemporaryDirectory() as place:
-            chosen, pictures = choose_extremes(latents), list[Path | None]()
+            chosen, pictures = choose_extremes(latents, by=find_divided(view).name), list[Path | None]()
             for latent in chosen:
                 file = Path(place) / f"latent_{latent}.png"
                 picture = draw_pairs(folder, view, latent)
@@ -60,15 +61,19 @@ def log_latents(tracker: Tracker, folder: Path, manifest: Mapping[str, Any]) -> 
             tracker.log_table(f"all_latents_{view['id']}", ["latent", *names], rows)
 
 
-def choose_extremes(latents: LatentTable, n: int = N_EXTREMES) -> list[int]:
-    """Return the n latents of lowest and the n of highest CDS of each group, the lowest of all first."""
-    cds, groups = latents["cds"], latents["group"]
+def choose_extremes(latents: LatentTable, n: int = N_EXTREMES, by: str = "cds") -> list[int]:
+    """Return the n latents of lowest and the n of highest values of each group, the lowest of all first.
+
+    Args:
+        by: the column of what the groups divide.
+    """
+    values, groups = latents[by], latents["group"]
     chosen = set[int]()
-    for group in np.unique(groups[np.isfinite(cds)]):
-        of = np.flatnonzero((groups == group) & np.isfinite(cds))
-        order = of[np.argsort(cds[of], kind="stable")].tolist()
+    for group in np.unique(groups[np.isfinite(values)]):
+        of = np.flatnonzero((groups == group) & np.isfinite(values))
+        order = of[np.argsort(values[of], kind="stable")].tolist()
         chosen |= {*order[:n], *order[-n:]}
-    return sorted(chosen, key=lambda latent: (cds[latent], latent))
+    return sorted(chosen, key=lambda latent: (values[latent], latent))
 
 
 def list_rows(latents: LatentTable, some: np.ndarray) -> list[list[Any]]:

@@ -101,6 +101,7 @@ class Explore(SingleStage[ExplorerFacts]):
     """The explorer of an experiment: a view for each SAE seed."""
 
     kind, holds = "explore", ExplorerFacts
+    version = 1
     is_shared = False
 
     def name(self, ctx: Context) -> str:

@@ -12,7 +12,7 @@ from infoscope.explorer.format import DTYPES, pack, pack_texts, put
 from infoscope.pipeline.context import Context
 from infoscope.report.tables import compute_stat, format_number
 from infoscope.sae.latent_table import LatentColumn
-from infoscope.scope.partition import order_groups
+from infoscope.scope.partition import ENDS, order_groups
 from infoscope.stages.explore.latents import BLOCK_LATENTS
 from infoscope.stages.latents import Latents
 from infoscope.stages.publish import describe_experiment
@@ -48,7 +48,7 @@ def write_view(ctx: Context, folder: Path, seed: int) -> dict[str, Any]:
         "ranked_by": ctx.config.scope.rank_by.name,
         "emd": ctx.config.scope.emd.name,
         "set": "train",
-        "groups": _describe_groups(scope),
+        "groups": describe_groups(scope),
         "landmarks": _list_landmarks(scope),
         "columns": [_write_column(folder, view, column) for column in table],
         "block_size": BLOCK_LATENTS,
@@ -64,9 +64,11 @@ def _describe_sae(scope: ScopeResult) -> dict[str, str]:
     }
 
 
-def _describe_groups(scope: ScopeResult) -> dict[str, Any]:
-    names = order_groups(scope.partition.groups)
-    return {"names": names, "rule": scope.rule, "gamma": scope.cds_gamma}  # gamma stands on the axis of the CDS
+def describe_groups(scope: ScopeResult) -> dict[str, Any]:
+    """Return the groups, and what they divide: the column of that name, on whose axis gamma stands."""
+    names, (above, below) = order_groups(scope.partition.groups), ENDS[scope.by]
+    by = {"name": scope.by.name, "words": scope.by.words, "above": above, "below": below}
+    return {"names": names, "rule": scope.rule, "gamma": scope.partition.gamma, "by": by}
 
 
 def _list_landmarks(scope: ScopeResult) -> list[dict[str, Any]]:
