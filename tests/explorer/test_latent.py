@@ -232,7 +232,7 @@ def test_what_was_not_measured_is_told(open_page, sample, tmp_path):
     for words in ("explore.n_images", "Co-activation was not measured", "Its matches were not measured"):
         assert words in said
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    assert page.locator(".facts dt").all_inner_texts()[3:5] == ["extent", "context effect"]
+    assert page.locator(".facts dt").all_inner_texts()[3:6] == ["extent", "mean extent", "context effect"]
     assert page.locator(".facts dd").nth(3).inner_text().startswith("0.0234")  # 7 / 299
     page.get_by_text("All else that the table knows of it").click()
     page.wait_for_selector(".all-columns td")
