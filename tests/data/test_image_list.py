@@ -150,3 +150,8 @@ class TestFingerprint:
         with pytest.raises(ImageError, match="no such file"):
             _ = images.fingerprint
         assert skipping.fingerprint["n_images"] == 12
+        with pytest.raises(ImageError, match=r"or set data\.on_error=skip\.$"):
+            images.load(2, 8)
+        for read_one in (lambda: skipping.load(2, 8), lambda: skipping.photograph(2)):
+            with pytest.raises(ImageError, match=r"skip has not left out: .* Put it back, or run again without it"):
+                read_one()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 from contextlib import nullcontext
 from itertools import chain, islice
@@ -86,6 +87,14 @@ class TestUnreadableImages:
         with pytest.raises(ImageError, match=r"image-005 \(it is broken\): .*data.on_error=skip") as caught:
             next(batches)
         assert caught.value.reason == "it is broken"
+
+    def test_what_skipping_has_not_left_out_is_advised_otherwise(self, n_workers):
+        image_set = Numbered(11, broken=(5,))
+        image_set.on_error = SKIP
+        with pytest.raises(ImageError, match=r"image-005 \(it is broken\), which data.on_error=skip has not") as caught:
+            list(iterate_images(image_set, 8, 4, on_error=RAISE, n_workers=n_workers))
+        assert "set data.on_error=skip" not in str(caught.value)
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
     def test_no_readable_image_at_all_is_an_error(self, n_workers):
         image_set = Numbered(3, broken=(0, 1, 2))

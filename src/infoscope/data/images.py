@@ -25,16 +25,23 @@ CHOOSE_TARGET = "choose another by probe.target, predict.target or steer.spuriou
 
 
 class ImageError(InputError):
-    """An image cannot be read: which file, as the user can find it, and why, in a few words."""
+    """An image cannot be read: which file, as the user can find it, and why, in a few words.
 
-    def __init__(self, file: str, reason: str) -> None:
+    Args:
+        on_error: of the set; where such images are skipped, this one could be read when the others were left out.
+    """
+
+    def __init__(self, file: str, reason: str, on_error: OnError = RAISE) -> None:
         super().__init__(
             f"Cannot read the image {file} ({reason}): mend or remove the file, or set data.on_error=skip."
+            if on_error is RAISE
+            else f"Cannot read the image {file} ({reason}), which data.on_error=skip has not left out: it could be read"
+            " before. Put it back, or run again without it, which makes all anew."
         )
-        self.file, self.reason = file, reason
+        self.file, self.reason, self.on_error = file, reason, on_error
 
-    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
-        return type(self), (self.file, self.reason)
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str, OnError]]:
+        return type(self), (self.file, self.reason, self.on_error)
 
 
 class ImageBatch(NamedTuple):
@@ -124,7 +131,7 @@ class ImageSet(ABC):
         Raises:
             ImageError: if it cannot be read.
         """
-        return resize_image(self.decode(index), size_px, self.resize, self.decoder)
+        return resize_image(self._decode(index), size_px, self.resize, self.decoder)
 
     def photograph(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
         """Return an image as RGB at the size it is stored, upright.
@@ -133,7 +140,17 @@ class ImageSet(ABC):
             ImageError: if it cannot be read.
             InputError: if the set knows its images at a size that is asked for alone.
         """
-        return np.array(self.decode(index))
+        return np.array(self._decode(index))
+
+    def _decode(self, index: int) -> Image.Image | UInt8[np.ndarray, "height width 3"]:
+        try:
+            return self.decode(index)
+        except ImageError as error:
+            raise self.advise(error) from error
+
+    def advise(self, error: ImageError) -> ImageError:
+        """Return an error with advice that helps where this set's images are skipped, or not."""
+        return ImageError(error.file, error.reason, self.on_error)
 
     def decode(self, index: int) -> Image.Image | UInt8[np.ndarray, "height width 3"]:
         """Return an image as it is stored: what `load` and `photograph` make theirs of."""

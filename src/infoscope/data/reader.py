@@ -111,7 +111,7 @@ class ImageReader:
         with closing(self._read_chunks(index, batch_size)) as chunks:
             for chunk in chunks:
                 if chunk.errors and self.on_error is not SKIP:
-                    raise next(iter(chunk.errors.values()))
+                    raise image_set.advise(next(iter(chunk.errors.values())))
                 image_set.skipped.update({name: error.reason for name, error in chunk.errors.items()})
                 n_read += len(chunk.index)
                 if len(chunk.index):
