@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from infoscope.data.config import DataConfig, Planted
 from infoscope.data.images import ImageSet
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import NotBuiltYet
@@ -13,7 +14,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.stages.train_clip import TrainClip
 from infoscope.vision import load
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.config import ModelConfig
+from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.embedded import CaptionTower
 from infoscope.vision.hooks import HookPoint
 from infoscope.vision.load import compute_model_fingerprint, find_facts, make_backbone
@@ -110,6 +111,16 @@ def check_captions(ctx: Context, images: ImageSet, model: ModelConfig | None = N
         ctx.display.say(
             f"{len(cut):,} of {len(captions):,} {images.split} captions are longer than the {n_read} tokens that the"
             f" text tower reads, which leaves out their ends (first {images.image_ids[cut[0]]})"
+        )
+
+
+@once
+def say_unread_facts(ctx: Context, data: DataConfig) -> None:
+    """Say that a model which reads facts from marks finds none in images without them, before anything is built."""
+    if ctx.config.model.kind is ModelKind.planted_facts and data.planted is not Planted.marks:
+        ctx.display.say(
+            f"Warning: model=planted_facts reads its facts from marks, which data={data.kind.name} lacks, so that its"
+            " features of facts say nothing: give data=scenes data.planted=marks."
         )
 
 

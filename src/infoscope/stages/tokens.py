@@ -34,6 +34,7 @@ from infoscope.stages.backbone import (
     load_backbone,
     load_tower,
     say_model,
+    say_unread_facts,
 )
 from infoscope.stages.images import check_split, count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.train_clip import needs_trained
@@ -77,6 +78,7 @@ class Tokens(ArtifactStage[TokenSource]):
 
     def check(self, ctx: Context, split: str, data: DataConfig, layer: int) -> None:
         self.say_how(ctx)
+        say_unread_facts(ctx, data)
         if split == "train":  # of test images, those who need them say why
             check_split(ctx, split, data)
         found = self.at(ctx, split, data, layer).find()
