@@ -112,6 +112,7 @@ def test_thresholds_side_by_side_are_of_the_measure(page, latents: LatentTable):
     page.wait_for_selector("#both-scores:text-is('CDS of both')")
     page.wait_for_selector(".crossed")
     headings = page.locator(".crossed thead th").all_inner_texts()[1:-1]
+    assert "first divide the evidence extent, those of the second the CDS; both are shown by" in page.inner_text("main")
     assert headings == ["low", "high", "unscored", "no match"]
     assert page.locator(".crossed tbody tr").evaluate_all("(all) => all.map((one) => one.dataset.group)")[:2] == [
         "narrow",

@@ -238,9 +238,9 @@
   };
 
   const Both = ({ view, other, shown }) => {
-    const measure = findMeasure(view, other);
-    const list = (one) => [measure.name, infoscope.divided(one).name, "group", "mass", "name"];
-    const columns = [infoscope.useColumns(view, list(view)), infoscope.useColumns(other, list(other))];
+    const measure = findMeasure(view, other), [one, two] = [view, other].map(infoscope.divided);
+    const list = ({ name }) => [measure.name, name, "group", "mass", "name"];
+    const columns = [infoscope.useColumns(view, list(one)), infoscope.useColumns(other, list(two))];
     const { value: matches, error } = infoscope.useLoaded(() => infoscope.findMatches(view, other), []);
     const gammas = [readNumber(shown.gamma), readNumber(shown.otherGamma)];
     const minimal = readNumber(shown.minimal) ?? -Infinity, isReady = Boolean(columns[0] && columns[1]);
@@ -259,6 +259,8 @@
       ${infoscope.manifest.views.length === 1 && html`<p class="absent">There is one SAE here: it can be seen under two
         thresholds. More of them: <code>seeds=[0,1]</code>, or other explorers in <code>explore.beside</code>, then
         ${" "}<code>infoscope stage=explore</code>.</p>`}
+      ${one.name !== two.name && html`<p>The groups of the first divide the ${one.words}, those of the second the
+        ${" "}${two.words}; both are shown by their CDS.</p>`}
       ${error && html`<p class="warning" role="alert">Their matches cannot be read: ${error}</p>`}
       ${matches?.why && html`<p class="absent" role="status">${matches.why} What stands below needs no matches.</p>`}
       ${matches?.how && html`<p>Matched by: ${matches.how}${matches.values && Number.isFinite(minimal)

@@ -137,7 +137,7 @@
         isLog,
         canBeLog,
         nHidden,
-        label: label.length + unit.length > 40 ? label : label + unit,
+        label: label.length + unit.length > 36 ? label : label + unit,
       };
     }, [view.id, name, data.get(name), scale]);
 
