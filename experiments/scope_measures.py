@@ -4,11 +4,12 @@
     python experiments/scope_measures.py stage=extent    # without the removal tables
     python experiments/scope_measures.py stage=extent data.planted=nothing data.seed=0 sae.k=64 seeds=[0]
 
-By settings: scenes and their CLIP; and, unless another model, another SAE or debug=tiny is asked for, two that know
+By settings: scenes and their CLIP; and, unless another model, another SAE or debug=tiny is asked for, models that know
 what no small window can tell of scenes with marks: a CLIP tuned to that (marked_clip.py), on scenes where nothing was
-chosen, and the positive control, a backbone that says it by a formula, on one leaping patch and evenly on all, the
-light evenly on all, and the levels of each patch, read by an SAE of its own directions: there it is these levels that
-are known to be local. Other arguments are overrides of the `infoscope` command.
+chosen, and again with a denser SAE, most of whose features of these facts fire all over the picture; and the positive
+control, a backbone that says it by a formula, on one leaping patch and evenly on all, the light evenly on all, and the
+levels of each patch, read by an SAE of its own directions: there it is these levels that are known to be local. Other
+arguments are overrides of the `infoscope` command.
 
 Measured: AUROC of known-global, and of known-broad, against known-local features, of each measure and of pairs of them
 (a linear discriminant on ranks, 5 folds, each latent scored by the others), with the middle 95% of 1000 draws in which
@@ -44,6 +45,7 @@ from infoscope.report.tables import Align, Column, Table, compute_stat, format_n
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import ReLU
 from infoscope.sae.checkpoint import save_sae
+from infoscope.sae.config import TopKConfig
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.agreement import compute_split_half, correct_halves, match_latents
 from infoscope.scope.combining import combine_out_of_fold
@@ -79,9 +81,13 @@ N_LATENTS = 128
 ONE_EACH = "one image and one donor each"
 MIN_GROUP = 10
 """With fewer features in a group, on average over SAE seeds, nothing is said of an AUROC."""
-CONTROL, TUNED = "positive control", "tuned scenes_clip"
-TUNED_SEED = 8
-"""Of the scenes with marks: on those of seed 7 the mean extent was chosen."""
+CONTROL, TUNED, DENSE = "positive control", "tuned scenes_clip", "tuned scenes_clip with a denser SAE"
+MARKED_CLIP = "marked_clip"
+"""Folder of the tuned model."""
+TUNED_SEED, DENSE_SEED = 8, 9
+"""Of the scenes with marks: on those of seed 7 the mean extent was chosen, on those of seed 8 the denser SAE."""
+DENSE_K = 32
+"""Latents that fire on a token, twice as many as by default: with them features of broad facts are diffuse."""
 MEASURES = {
     "extent": "evidence extent",
     "mean_extent": "mean extent",
@@ -437,9 +443,12 @@ def make_part(run: Run[Found], table: Table, by: By | None = None) -> Part:
 
 def name_run(run: Run[Found]) -> str:
     """Return which run it is: the control or the tuned model, whose labels would be long, or the configuration."""
-    if run.config.model.kind is ModelKind.planted_facts:
+    model, sae = run.config.model, run.config.sae
+    if model.kind is ModelKind.planted_facts:
         return CONTROL
-    return TUNED if run.config.data.planted is Planted.marks else run.label
+    if (model.pretrained or "").endswith(MARKED_CLIP):
+        return DENSE if isinstance(sae, TopKConfig) and sae.k == DENSE_K else TUNED
+    return run.label
 
 
 def _make_stability(run: Run[Found]) -> Table:
@@ -471,11 +480,12 @@ def add_marks(arguments: Sequence[str]) -> Experiment[Found]:
     folder /= "planted_facts_sae"
     save_sae(folder, sae)
     control = f"data.planted=marks data.seed=7 model=planted_facts {SMALL} sae=import sae.path={folder}"
-    tuned = folder.parent / "marked_clip"
+    tuned = folder.parent / MARKED_CLIP
     if not (tuned / LOCAL_WEIGHTS[0]).exists():
         make_marked_clip([str(tuned)])
-    trained = f"data.planted=marks data.seed={TUNED_SEED} model.pretrained=local-dir:{tuned}"
-    return replace(EXPERIMENT, settings=[*EXPERIMENT.settings, trained, control])
+    model = f"data.planted=marks model.pretrained=local-dir:{tuned}"
+    trained = [f"{model} data.seed={TUNED_SEED}", f"{model} data.seed={DENSE_SEED} sae.k={DENSE_K}"]
+    return replace(EXPERIMENT, settings=[*EXPERIMENT.settings, *trained, control])
 
 
 if __name__ == "__main__":

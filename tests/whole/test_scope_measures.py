@@ -154,8 +154,9 @@ def test_the_control_reads_the_directions_of_the_backbone(
 ) -> None:
     made: list[str] = []
     monkeypatch.setattr(module, "make_marked_clip", made.extend)
-    _, tuned, control = module.add_marks([f"output_dir={tmp_path}", "stage=extent"]).settings
-    assert tuned.endswith(f"data.seed=8 model.pretrained=local-dir:{made[0]}")
+    _, tuned, dense, control = module.add_marks([f"output_dir={tmp_path}", "stage=extent"]).settings
+    assert tuned == f"data.planted=marks model.pretrained=local-dir:{made[0]} data.seed=8"
+    assert dense == f"data.planted=marks model.pretrained=local-dir:{made[0]} data.seed=9 sae.k=32"
     sae = load_sae(control.split("sae.path=")[1])
     torch.testing.assert_close(sae.encode(PlantedFacts().directions), torch.eye(len(CODES)) / 2)
     for asked in ("model=scenes_clip", "data.planted=nothing", "sae.expansion_factor=2", "debug=tiny", "--help"):
