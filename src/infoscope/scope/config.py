@@ -142,7 +142,7 @@ class Control(Enum):
 
 
 class By(Enum):
-    """What features are divided by."""
+    """What features are divided by: names of columns of the table of latents, all but the CDS of `ExtentResult` too."""
 
     cds = "cds"
     """The contextual dependency score: how far the activation moves when the context shifts."""

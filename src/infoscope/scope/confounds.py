@@ -1,8 +1,8 @@
 """What a score could be mistaken for, and which latents are global or local by a formula that knows the pictures.
 
-The formula never reads the score. Two effect sizes per latent, each the share of variance that groups explain in a
-one-way analysis of variance, corrected for the number of groups (epsilon^2, Kelley 1935: eta^2 is never negative, so
-many small groups explain something by chance):
+The formula never reads the score. Two or three effect sizes per latent, each the share of variance that groups explain
+in a one-way analysis of variance, corrected for the number of groups (epsilon^2, Kelley 1935: eta^2 is never negative,
+so many small groups explain something by chance):
 
 - image effect: the latent's mean activation over the patches of an image, by the values of a global factor (place,
   light, weather, camera); the largest over the factors counts.

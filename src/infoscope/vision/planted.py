@@ -1,8 +1,9 @@
 """Backbones that are a formula: what a feature of theirs sees, and how far it moves, is known before measuring.
 
-In `ContextFree` no feature depends on context, so that every contextual dependency score is 0. `PlantedRegisters` is
-the positive control of the whole chain: local features, and tokens that carry a fact about the whole picture. Neither
-has weights to load or anything to learn; a seed fixes their random directions.
+In `ContextFree` no feature depends on context, so that every contextual dependency score is 0. In `LocalSum` features
+need a square of patches of a known side, and so have extents in closed form. `PlantedRegisters` is the positive control
+of the whole chain: local features, and tokens that carry a fact about the whole picture. None has weights to load or
+anything to learn; random directions follow from a seed.
 """
 
 from __future__ import annotations

@@ -141,7 +141,6 @@ def test_numbers_are_those_of_the_features() -> None:
     row = section.tables["extent"].rows[1]
     assert [cell.value for cell in row[:2]] == [1, "3 x 3"]
     assert row[4].number == pytest.approx(np.mean(kept))
-    known = np.isfinite(seeds[0].scope.cds)
     rhos = []
     for found in seeds:
         known = np.isfinite(found.scope.cds) & np.isfinite(found.extent.extent)

@@ -40,10 +40,10 @@
       </tr>`)}</tbody></table>`;
   };
 
-  // a row on a latent of this view or another: its link, how near it is, its score and group
-  // what tables of other latents have of each, beside what a view's groups divide
+  // what tables of other latents have of each: first what a view's groups divide
   const listColumns = ({ name }) => [name, "group", "name"];
 
+  // a row on a latent of this view or another: its link, how near it is, what is divided and its group
   const Other = ({ view, divided, latent, value, columns, first = null, last = null }) => html`<tr>
     ${first}
     <td><a href=${infoscope.address({ page: "latent", view: view.id, latent })}>${latent}</a>

@@ -76,19 +76,17 @@ class ExtentResult:
     def extent(self) -> Float[np.ndarray, " d_sae"]:
         """Side of the smallest window that keeps half of the response, less the patch itself, as a share of the grid's.
 
-        2 r / (grid - 1), at most 1, with the radius r in patches at which the response first reaches one half,
-        interpolated between those measured. 0: its own patch is enough. 1: no measured window is. NaN: unknown.
+        2 r / (grid - 1), with the radius r in patches at which the response first reaches one half, interpolated
+        between those measured. 0: its own patch is enough. 1: no measured window is. NaN: unknown.
         """
         response = self.response
         reached = response >= HALF
-        first = reached.argmax(axis=0)
-        upper, latent = np.maximum(first, 1) if len(self.radii) > 1 else first, np.arange(response.shape[1])
-        lower = np.maximum(upper - 1, 0)
-        low, high = response[lower, latent], response[upper, latent]
+        first, latent = reached.argmax(axis=0), np.arange(response.shape[1])
+        before = np.maximum(first - 1, 0)  # the same where the patch alone is enough
+        low, high = response[before, latent], response[first, latent]
         rise = np.where(high > low, high - low, 1)
-        radius = self.radii[lower] + (self.radii[upper] - self.radii[lower]) * (HALF - low) / rise
-        extent = np.where(first == 0, 0.0, np.minimum(1, 2 * radius / max(1, self.grid - 1)))
-        extent = np.where(reached.any(axis=0), extent, 1.0)
+        radius = self.radii[before] + (self.radii[first] - self.radii[before]) * (HALF - low) / rise
+        extent = np.where(reached.any(axis=0), 2 * radius / max(1, self.grid - 1), 1.0)
         return np.where(np.isnan(response[0]), np.nan, extent)
 
     @property

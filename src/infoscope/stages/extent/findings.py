@@ -11,7 +11,7 @@ from infoscope.report.tables import format_number, format_percent, format_signed
 from infoscope.scope.extent.result import ExtentResult
 from infoscope.scope.partial_ranks import MIN_LATENTS
 from infoscope.stages.confounds.numbers import Correlation, Separation
-from infoscope.stages.extent.numbers import ALL, CORRELATES, Curve, Summary, is_small
+from infoscope.stages.extent.numbers import ALL, CORRELATES, SCORES, Curve, Summary, is_small
 
 
 def say_extents(
@@ -69,12 +69,8 @@ def _compare(found: Separation, name: str) -> str:
         f" {_write(found, 'extent')} against {_write(found, 'cds')} ({sizes})"
     )
     others = ", ".join(
-        f"{words} {format_number(found.auroc[score].mean, 2)}"
-        for score, words in (
-            ("mean_extent", "mean extent"),
-            ("context_effect", "context effect"),
-            ("firing_rate", "firing frequency"),
-        )
+        f"{SCORES[score]} {format_number(found.auroc[score].mean, 2)}"
+        for score in ("mean_extent", "context_effect", "firing_rate")
     )
     return f"{text}; {others}, where a value below .5 tells as much in reverse."
 

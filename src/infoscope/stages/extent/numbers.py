@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 
 from infoscope.report.tables import Stat, compute_stat
 from infoscope.sae.latent_table import LatentTable
+from infoscope.scope.config import By
 from infoscope.scope.confounds import ConfoundResult
 from infoscope.scope.extent.result import ExtentResult
 from infoscope.scope.partial_ranks import MIN_LATENTS
@@ -18,14 +19,10 @@ from infoscope.stages.confounds.numbers import Correlation, Separation, correlat
 from infoscope.stages.score.result import ScopeResult
 
 ALL = "all features"
-MEASURES = {"extent": "evidence extent", "mean_extent": "mean extent", "context_effect": "context effect"}
-SCORES = {
-    **MEASURES,
-    "cds": "CDS",
-    "cds_minus_chance": "CDS - chance",
-    "firing_rate": "firing frequency",
-}
-"""What may tell known-global from known-local features: column of the table of latents, and name."""
+MEASURES = {by.name: by.words for by in By if by is not By.cds}
+"""What windows say of a feature: column of the table of latents, and name."""
+SCORES = {**MEASURES, "cds": "CDS", "cds_minus_chance": "CDS - chance", "firing_rate": "firing frequency"}
+"""What may tell known-global, and known-broad, from known-local features: likewise."""
 CORRELATES = {
     "cds": "CDS",
     "cds_minus_chance": "CDS - chance",
@@ -36,7 +33,7 @@ CORRELATES = {
     "fact_effect": "effect of the broad facts",
     "label_effect": "effect of the patch labels",
 }
-"""What the measures may go with, as far as it is known."""
+"""What the measures may go with, as far as it is known: likewise."""
 
 
 class Found(NamedTuple):
@@ -129,7 +126,10 @@ def is_small(of: Correlation) -> bool:
 
 
 def separate_seeds(seeds: Seeds) -> Mapping[str, Separation]:
-    """Return how well each of `SCORES` tells known-global from known-local features; empty where none is known."""
+    """Return how well each of `SCORES` tells known-global, or known-broad, from known-local features, by subset.
+
+    Empty where it is not known which features are such.
+    """
     if not all(found.confounds.has_truth for found in seeds):
         return {}
     return join_seeds(

@@ -131,7 +131,11 @@ def design_of(ctx: Context) -> Design:
 
 
 def describe_design(ctx: Context) -> str:
-    """Return the same in a sentence, and what the budget has left out."""
+    """Return in a sentence which windows are measured, and what the budget has left out.
+
+    Raises:
+        InputError: as `choose_design`.
+    """
     scope, d_sae = ctx.config.scope, count_latents(ctx)
     wanted = wish_design(d_sae, find_sizes(ctx).grid, scope.n_ranks, scope.extent)
     return say_design(d_sae, wanted, design_of(ctx), scope.extent.budget_images)

@@ -207,15 +207,10 @@ def key_of_partition(ctx: Context, *seeds: int) -> Key:
 
 def measure_of(ctx: Context, seed: int) -> Float[np.ndarray, " d_sae"]:
     """Return what the latents are divided by, see `By`: 0..1, NaN where it is not known."""
-    match ctx.config.partition.by:
-        case By.cds:
-            return Score.at(ctx, seed).load().cds(ctx.config.scope.k_cds).values
-        case By.extent:
-            return _extent_at(ctx, seed).load().extent
-        case By.mean_extent:
-            return _extent_at(ctx, seed).load().mean_extent
-        case By.context_effect:
-            return _extent_at(ctx, seed).load().context_effect
+    by = ctx.config.partition.by
+    if by is By.cds:
+        return Score.at(ctx, seed).load().cds(ctx.config.scope.k_cds).values
+    return getattr(_extent_at(ctx, seed).load(), by.name)
 
 
 @once
@@ -251,7 +246,7 @@ def scope_of(ctx: Context, seed: int) -> ScopeResult:
 
 
 def find_scope(ctx: Context, seed: int) -> ScopeResult | None:
-    """Return the same; None where features have no maps, such as those of pooled embeddings, and so no score."""
+    """Return what `scope_of` does; None where features have no maps, such as pooled embeddings', and so no score."""
     return scope_of(ctx, seed) if has_maps(ctx) else None
 
 
