@@ -92,6 +92,10 @@ def test_the_first_sentence_says_which_measure_is_right() -> None:
     assert "against 1.00 (95 % interval 1.00 to 1.00)" in first
     (first, *_) = make_extent_section([make_found(truth="extent")], DESIGN).findings
     assert first.startswith("The extent tells known-global from known-local features better than the CDS: AUROC 1.00")
+    found = make_found()
+    columns = (LatentColumn(of.name, found.table["cds" if of.name == "extent" else of.name], "") for of in found.table)
+    (first, *_) = make_extent_section([found._replace(table=LatentTable(0, columns))], DESIGN).findings
+    assert first.startswith("The extent tells known-global from known-local features as well as the CDS: AUROC 1.00")
 
 
 def test_features_that_every_donor_excites_are_counted() -> None:
@@ -218,6 +222,21 @@ def test_the_window_that_is_enough(responses: tuple[float, ...], radius: int | N
         "", 0, 0, 0, "", 8, np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, int), np.array(RADII), np.zeros(0)
     )
     assert replace(corner, responses=np.array(responses)[:, None]).find_radius(0) == radius
+
+
+@pytest.mark.parametrize(
+    ("responses", "words"),
+    [
+        ((0.5, 0.6, 1), "0.50"),
+        ((0.2, 0.6, 1), "0.20, 0.60 in 3 x 3"),
+        ((0, 0.2, 0.4), "0.00, none"),
+        ((np.nan,) * 3, "unknown"),
+    ],
+)
+def test_pictures_say_which_window_is_enough(responses: tuple[float, ...], words: str) -> None:
+    (corner, *_) = read_corners(make_found(), Pictures(), 32)  # pyright: ignore[reportArgumentType]
+    figure = draw_corners([replace(corner, images=corner.images[:1], responses=np.array(responses)[:, None])])
+    assert [axes.get_xlabel() for axes in figure.axes] == [words]
 
 
 def test_it_renders(tmp_path: Path) -> None:

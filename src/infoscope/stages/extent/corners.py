@@ -28,14 +28,16 @@ CORNERS = {
 
 @dataclass(frozen=True)
 class Corner:
-    """A feature on the images that excite it most, with its windows.
+    """A feature on the images that excite it most, best first, with its windows.
 
     name: of the corner.
+    latent: index into the SAE; cds, extent: its own, 0..1.
     truth: what is known of the feature, in a word; empty: nothing.
-    images: of the size that the backbone reads.
+    grid: patches a side.
+    images: RGB, of the size that the backbone reads.
     patches: where it fires most in each, counted through the grid.
-    radii: of the windows, in patches.
-    responses: to the window alone, of each image; NaN where no donor counts.
+    radii: of the windows, in patches, ascending from 0.
+    responses: to the window alone, of each image; NaN where donors excite the feature nearly as much as it does.
     """
 
     name: str

@@ -146,7 +146,7 @@ def _draw_windows(axes: Axes, corner: Corner, place: int) -> None:
     row, column = divmod(int(corner.patches[place]), grid)
     radius, own = corner.find_radius(place), float(corner.responses[0, place])
     _outline(axes, row, column, 0, grid)
-    text = format_number(own, 2) if math.isfinite(own) else "no donor"
+    text = format_number(own, 2) if math.isfinite(own) else "unknown"
     if radius:
         _outline(axes, row, column, radius, grid)
         side, kept = 2 * radius + 1, float(corner.responses[corner.radii == radius, place][0])

@@ -62,10 +62,10 @@ def _compare(found: Separation, name: str) -> str:
         )
     (low, high), (other_low, other_high) = (found.intervals[score] for score in ("extent", "cds"))
     is_apart = high < other_low or low > other_high
-    verdict = "worse" if extent < cds else "better"
-    doubt = "" if is_apart else ", though the intervals overlap"
+    verdict = "as well as" if extent == cds else "worse than" if extent < cds else "better than"
+    doubt = "" if is_apart or extent == cds else ", though the intervals overlap"
     text = (
-        f"The extent tells {name} from known-local features {verdict} than the CDS{doubt}: AUROC"
+        f"The extent tells {name} from known-local features {verdict} the CDS{doubt}: AUROC"
         f" {_write(found, 'extent')} against {_write(found, 'cds')} ({sizes})"
     )
     others = ", ".join(

@@ -66,7 +66,8 @@ def make_extent_section(seeds: Seeds, design: str, corners: Sequence[Corner] = (
             partial(draw_corners, corners),
             "Features whose maps stay or move, on narrow or wide evidence, each on its best images. Small square: the"
             " patch where it fires most; large one: the smallest measured window that keeps half of its response."
-            " Below: the response to the patch alone, then to that window; none: no measured window keeps half.",
+            " Below: the response to the patch alone, then to that window; none: no measured one keeps half; unknown:"
+            " donors excite the feature nearly as much as this image does.",
         )
     return ReportSection(
         name="extent",

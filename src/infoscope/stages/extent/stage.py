@@ -34,7 +34,7 @@ class Extent(PublishedPart, SeedStage[ExtentResult]):
 
     kind, holds = "extent", ExtentResult
     version = 2
-    report_version = 1
+    report_version = 2
     is_optional = in_report_at_hand = True
     columns = (
         *(Column(f"median_{key}", f"median {name}", digits=3) for key, name in MEASURES.items()),
