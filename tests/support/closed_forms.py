@@ -1,4 +1,4 @@
-"""Backbones whose contextual dependency scores are known in closed form; see `infoscope.vision.planted`."""
+"""Backbones whose contextual dependency scores or extents are known in closed form; see `infoscope.vision.planted`."""
 
 from __future__ import annotations
 
@@ -70,3 +70,28 @@ class PlantedJump(PlantedBackbone):
         index = (target * torch.tensor([self.grid, 1], device=target.device)).sum(-1)
         place_codes = F.one_hot(torch.where(fires, index, 0), self.grid**2).mT  # [batch, n_patches, d_in]
         return place_codes * (redness.clamp(min=0) / 255)[:, None, None] * fires[:, None]
+
+
+class LocalSum(PlantedBackbone):
+    """The sum of the levels of each colour over (2 r + 1) x (2 r + 1) patches around each patch, cut at the border.
+
+    With reach=0 it is context free; from reach=grid - 1 on every patch knows the sum over the whole picture. So the
+    evidence of a feature is of known extent. Sums are whole numbers, exact in float32.
+    """
+
+    def __init__(self, grid: int = 12, patch_px: int = 8, reach: int = 1) -> None:
+        super().__init__(grid, patch_px, d_in=3, n_prefix_tokens=0, fingerprint={"reach": reach})
+        n_pixels = patch_px**2 * min(2 * reach + 1, grid) ** 2
+        if reach < 0 or n_pixels * 255 >= 2**24:  # beyond, float32 no longer holds the sums exactly
+            raise InputError(
+                f"Expected a reach from 0 on with windows of at most 65,792 pixels, got {reach} of {patch_px} px each."
+            )
+        self.reach = min(reach, grid - 1)
+
+    def patch_tokens(
+        self, patches: Float[Tensor, "batch n_patches 3 patch_px patch_px"]
+    ) -> Float[Tensor, "batch n_patches d_in"]:
+        sums = patches.sum(dim=(3, 4)).mT.unflatten(2, (self.grid, self.grid)).contiguous()
+        padded = F.pad(sums, (self.reach,) * 4)
+        windows = padded.unfold(2, 2 * self.reach + 1, 1).unfold(3, 2 * self.reach + 1, 1)
+        return windows.sum(dim=(4, 5)).flatten(2).mT

@@ -1,9 +1,8 @@
 """Backbones that are a formula: what a feature of theirs sees, and how far it moves, is known before measuring.
 
-In `ContextFree` no feature depends on context, so that every contextual dependency score is 0. In `LocalSum` features
-need a square of patches of a known side, and so have extents in closed form. `PlantedRegisters` is the positive control
-of the whole chain: local features, and tokens that carry a fact about the whole picture. None has weights to load or
-anything to learn; random directions follow from a seed.
+In `ContextFree` no feature depends on context, so that every contextual dependency score is 0. `PlantedRegisters` is
+the positive control of the whole chain: local features, and tokens that carry a fact about the whole picture. Neither
+has weights to load or anything to learn; a seed fixes their random directions.
 """
 
 from __future__ import annotations
@@ -104,31 +103,6 @@ class ContextFree(PlantedBackbone):
         self, patches: Float[Tensor, "batch n_patches 3 patch_px patch_px"]
     ) -> Float[Tensor, "batch n_patches d_in"]:
         return F.relu((patches.flatten(2) - 128) @ self.weight) * self._unit
-
-
-class LocalSum(PlantedBackbone):
-    """The sum of the levels of each colour over (2 r + 1) x (2 r + 1) patches around each patch, cut at the border.
-
-    With reach=0 it is context free; from reach=grid - 1 on every patch knows the sum over the whole picture. So the
-    evidence of a feature is of known extent. Sums are whole numbers, exact in float32.
-    """
-
-    def __init__(self, grid: int = 12, patch_px: int = 8, reach: int = 1) -> None:
-        super().__init__(grid, patch_px, d_in=3, n_prefix_tokens=0, fingerprint={"reach": reach})
-        n_pixels = patch_px**2 * min(2 * reach + 1, grid) ** 2
-        if reach < 0 or n_pixels * 255 >= 2**24:  # beyond, float32 no longer holds the sums exactly
-            raise InputError(
-                f"Expected a reach from 0 on with windows of at most 65,792 pixels, got {reach} of {patch_px} px each."
-            )
-        self.reach = min(reach, grid - 1)
-
-    def patch_tokens(
-        self, patches: Float[Tensor, "batch n_patches 3 patch_px patch_px"]
-    ) -> Float[Tensor, "batch n_patches d_in"]:
-        sums = patches.sum(dim=(3, 4)).mT.unflatten(2, (self.grid, self.grid)).contiguous()
-        padded = F.pad(sums, (self.reach,) * 4)
-        windows = padded.unfold(2, 2 * self.reach + 1, 1).unfold(3, 2 * self.reach + 1, 1)
-        return windows.sum(dim=(4, 5)).flatten(2).mT
 
 
 class PlantedRegisters(PlantedBackbone):

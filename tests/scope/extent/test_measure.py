@@ -16,7 +16,8 @@ from infoscope.scope.extent import measure as measuring
 from infoscope.scope.extent.measure import measure_extent
 from infoscope.scope.extent.windows import blur
 from infoscope.scope.ranking import ImageTokens
-from infoscope.vision.planted import LIGHT_ANCHORS, LocalSum, PlantedRegisters
+from infoscope.vision.planted import LIGHT_ANCHORS, PlantedRegisters
+from tests.support.closed_forms import LocalSum
 from tests.support.scope_samples import make_noise, make_reading_sae, make_sae, rank
 
 GRID, PATCH_PX = 12, 2

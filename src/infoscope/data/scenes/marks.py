@@ -8,10 +8,8 @@ fact as without, on every patch; a feature whose mean over the patches goes with
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
-from fractions import Fraction
 
 import numpy as np
 
@@ -22,10 +20,10 @@ Marks = tuple[bool, bool, bool, bool]
 """Which marks are red: upper left, upper right, lower left, lower right; the others are blue."""
 RED, BLUE, RIM = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 """Of the discs and their rim, as RGB. No light or weather lies on them; nothing else in a scene is as red or blue."""
-CENTRE, RADIUS = Fraction(18, 104), Fraction(6, 104)
-"""In picture sides: how far centres lie from both borders, and from the centre to the outside of the rim. That leaves a
-patch of any grid of 8 or more, so that both of two crops that are shifted by a patch show all of every mark."""
-_RIM = Fraction(1, 104)
+CENTRE, RADIUS, DISC_RADIUS = 18 / 104, 6 / 104, 5 / 104
+"""In picture sides: how far centres lie from both borders, and from the centre to the outside and inside of the rim.
+That leaves a patch of any grid of 8 or more, so that both of two crops that are shifted by a patch show all of every
+mark."""
 
 FACTS: dict[str, Callable[[Marks], bool]] = {
     "alike": lambda red: red[0] == red[1],
@@ -58,12 +56,12 @@ def draw_marks(scene: Scene, marks: Marks) -> Scene:
     image, label_map, depth_m = scene.image.copy(), scene.label_map.copy(), scene.depth_m.copy()
     side = len(image)
     axis = (np.arange(side) + 0.5) / side
-    near, far = float(CENTRE), 1 - float(CENTRE)
+    near, far = CENTRE, 1 - CENTRE
     for is_red, (x, y) in zip(marks, ((near, near), (far, near), (near, far), (far, far)), strict=True):
         distance = np.hypot(axis[None, :] - x, axis[:, None] - y)
-        disc = distance < float(RADIUS)
+        disc = distance < RADIUS
         image[disc] = RIM
-        image[distance < float(RADIUS - _RIM)] = RED if is_red else BLUE
+        image[distance < DISC_RADIUS] = RED if is_red else BLUE
         label_map[disc], depth_m[disc] = IGNORE_LABEL, 0
     return replace(scene, image=image, label_map=label_map, depth_m=depth_m)
 
@@ -75,14 +73,3 @@ def say_marks(marks: Marks, rng: np.random.Generator | None = None) -> str:
     """
     said = [SAID[name][fact(marks)] for name, fact in FACTS.items() if rng is None or rng.random() < 0.5]
     return " ".join([*said, "marks"]) if said else ""
-
-
-def compute_hidden_side(grid: int) -> int:
-    """Return the side, in patches, of the largest square window that nowhere holds anything of two marks.
-
-    Args:
-        grid: patches along a side of the whole picture. Crops that are shifted by s patches lie on one of grid + s.
-    """
-    last_of_left = math.ceil((CENTRE + RADIUS) * grid) - 1  # likewise of upper and lower marks
-    first_of_right = math.floor((1 - CENTRE - RADIUS) * grid)
-    return first_of_right - last_of_left
