@@ -53,7 +53,7 @@ class Pictures(ImageSet):
         if on_error is RAISE:
             _refuse_other_files([one for one in self.pictures if isinstance(one, Path)])
         super().__init__("train", ids)
-        self.resize = resize
+        self.resize, self.on_error = resize, on_error
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from infoscope.data.config import SKIP
+from infoscope.data.images import ImageError
 from infoscope.data.pictures import Pictures
 from infoscope.runtime.errors import InputError
 from infoscope.scope.config import Donor, ExtentConfig
@@ -305,4 +306,15 @@ def test_images_that_cannot_be_read_are_no_donors(tmp_path: Path):
     for file in files[1:]:
         file.unlink(missing_ok=True)
     with pytest.raises(InputError, match=r"n_donors=2, of which none is its own donor, got 1"):
+        measuring.read_pool(images, SIDE, ExtentConfig())
+
+
+def test_a_donor_that_breaks_ends_a_run_that_skips_no_images(tmp_path: Path):
+    """Else other donors would take its place, and the same settings find them again when it is mended."""
+    files = [tmp_path / f"{i:02d}.png" for i in range(6)]
+    for file, picture in zip(files, make_spots(6), strict=True):
+        Image.fromarray(picture).save(file)
+    images = Pictures(files)
+    files[5].write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"05\.png.*mend or remove the file"):
         measuring.read_pool(images, SIDE, ExtentConfig())

@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from infoscope.data.config import SKIP
 from infoscope.data.images import ImageSet
 from infoscope.data.reader import open_images
 from infoscope.runtime.errors import InputError
@@ -37,17 +36,18 @@ def read_pool(
 ) -> tuple[Int[np.ndarray, " n"], UInt8[Tensor, "n 3 px px"]]:
     """Return the pictures that all images draw donors from, and which image of the set each is.
 
-    They are drawn from all images that can be read. Of donor=mean it is one picture of the mean colour of such a pool,
-    which is no image (-1); of donor=blur none.
+    They are drawn from all images; where the set skips those that cannot be read, from the others. Of donor=mean it is
+    one picture of the mean colour of such a pool, which is no image (-1); of donor=blur none.
 
     Raises:
+        ImageError: one cannot be read, of a set whose images are not skipped.
         InputError: fewer images can be read than donors are wanted of other images.
     """
     if config.donor is Donor.blur:
         return np.zeros(0, dtype=np.int64), torch.zeros(0, 3, size_px, size_px, dtype=torch.uint8)
     order, read = np.random.default_rng([config.seed, 1]).permutation(len(image_set)), []
     n_missing, n_asked = POOL_IMAGES, 0
-    with open_images(image_set, size_px, SKIP) as reader:
+    with open_images(image_set, size_px, image_set.on_error) as reader:
         while n_missing and n_asked < len(order):
             found = list(reader.read(order[n_asked : n_asked + n_missing], POOL_IMAGES))
             n_asked += n_missing
