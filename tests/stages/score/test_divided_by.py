@@ -10,8 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from infoscope.commands.collect.table import make_rows_table
 from infoscope.scope.config import By, PartitionConfig, Rule
-from infoscope.scope.partition import make_partition
+from infoscope.scope.partition import ENDS, make_partition, name_group
 from infoscope.stages.confounds.declared import find_cuts
 from infoscope.stages.score.figures import draw_cds_histograms
 from infoscope.stages.score.result import ScopeResult, list_columns, name_groups
@@ -100,3 +101,12 @@ def test_a_cut_between_declared_features_is_none_of_another_measure(extents: np.
     cuts = find_cuts([(divide(extents, gamma=0.2), declared)])
     assert np.isnan(cuts["gamma"][0][0])
     assert np.isfinite(cuts["best"][0][0])
+
+
+@pytest.mark.parametrize("by", By)
+def test_a_sweep_shows_how_many_lie_above_gamma_and_their_mass(by: By, extents: np.ndarray) -> None:
+    above, _ = ENDS[by]
+    summary = summarise_scope(divide(extents, by=by, gamma=0.4))
+    shown = {column.heading: summary.get(column.key) for column in make_rows_table([summary]).columns}
+    assert shown[name_group(above, " ")] == np.sum(extents > 0.4)
+    assert shown["their mass"] == summary[f"{above}_mass"]

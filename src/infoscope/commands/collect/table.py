@@ -17,7 +17,7 @@ from infoscope.pipeline.stage import Row
 from infoscope.probes.selection import BY_PROBE
 from infoscope.report.tables import OVER_SEEDS, PERCENT, Align, Column, Section, Table, Value, compute_stat
 from infoscope.runtime.files import atomic_write
-from infoscope.scope.partition import name_group
+from infoscope.scope.partition import ABOVE, name_group
 from infoscope.stages.probe.results import AblationRow, is_matched
 
 NAME, SUFFIXES = "jobs", ("parquet", "csv", "md")
@@ -40,12 +40,14 @@ OF_SAE = (
     Column("dead_share", "silent on held-out tokens", **PERCENT),
     Column("n_silent", "silent on the ranked images", digits=0),
     Column("n_scored", "scored", digits=0),
-    Column("n_high", "high scope", digits=0),
-    Column("high_mass", "their mass", **PERCENT),
-    Column("n_wide", "wide", digits=0),
-    Column("wide_mass", "their mass", **PERCENT),
-    Column("n_context-driven", "context-driven", digits=0),
-    Column("context-driven_mass", "their mass", **PERCENT),
+    *(
+        column
+        for group in ABOVE
+        for column in (
+            Column(f"n_{group}", name_group(group, " "), digits=0),
+            Column(f"{group}_mass", "their mass", **PERCENT),
+        )
+    ),
     Column("mean_cds", "mean CDS", digits=3),
     Column("mean_chance", "chance", digits=3),
     Column("reliability", "reliability", optional=True),

@@ -53,8 +53,8 @@
 
   const WHY_UNKNOWN = {
     cds: "too few pairs of crops have a distance",
-    extent: "not measured, or other images excite nearly as much as the top ones",
-    mean_extent: "not measured, or other images excite nearly as much as the top ones",
+    extent: "not measured, or nearly as active in other images as in the top ones",
+    mean_extent: "not measured, or nearly as active in other images as in the top ones",
     context_effect: "not measured, or nothing varies",
   };
 
