@@ -19,6 +19,7 @@ from infoscope.vision import load as loading
 from tests.support.recorded_keys import FixedStore
 
 GRID, D_SAE = 8, 32
+ALL = tuple(f"scope.extent.{one}" for one in ("n_latents=null", "n_images=3", "n_donors=2", "radii=null"))
 
 
 class WideStore(FixedStore):
@@ -46,7 +47,6 @@ def open_tiny(store: FixedStore, *overrides: str) -> Context:
     return ctx
 
 
-ALL = tuple(f"scope.extent.{one}" for one in ("n_latents=null", "n_images=3", "n_donors=2", "radii=null"))
 SAME = [
     ("budget_images=2000000",),
     ("budget_images=1664",),
