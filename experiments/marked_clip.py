@@ -1,7 +1,7 @@
 """A trained model that knows broad facts: scenes_clip, tuned to tell what is so of scenes with marks.
 
-    python experiments/marked_clip.py FOLDER                     # 3 minutes on an idle core
-    python experiments/scope_measures.py                  # makes one of its own, and measures on it
+    python experiments/marked_clip.py FOLDER       # some 4 minutes of one core
+    python experiments/scope_measures.py           # makes one of its own, and measures on it
     infoscope stage=extent data.planted=marks model.pretrained=local-dir:FOLDER
 
 No small window of such a scene tells its facts (`data/scenes/marks.py`), so that features which know one must look

@@ -67,9 +67,8 @@ def test_overview_shows_the_measure_and_its_cut(page, latents: LatentTable):
         "(words) => document.querySelector('#n-rows').textContent === words", arg=f"{n} of {N} latents"
     )
 
-    page.get_by_role("banner").get_by_label("SAE").select_option(
-        "seed1"
-    )  # its groups divide the CDS, for which the range means nothing
+    # the groups of the other divide the CDS, for which the range means nothing
+    page.get_by_role("banner").get_by_label("SAE").select_option("seed1")
     page.wait_for_selector("figure h2:text-is('Scope')")
     assert page.locator("#n-rows").inner_text() == f"{N} latents"
     assert page.get_by_role("spinbutton", name="CDS from").input_value() == ""

@@ -55,7 +55,7 @@ def measure_extent(
         progress_folder: as of `score_latents`; a few numbers per latent and window.
 
     Raises:
-        InputError: as `score_latents`; a radius covers the grid; there are fewer other images than donors.
+        InputError: as `score_latents`, `choose_design` and `check_donors`.
     """
     check_has_maps(sae.origin, backbone.site)
     layer = choose_layer(sae, backbone, layer, check_origin)
