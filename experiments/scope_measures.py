@@ -6,10 +6,10 @@
 
 By settings: scenes and their CLIP; and, unless another model, another SAE or debug=tiny is asked for, models that know
 what no small window can tell of scenes with marks: a CLIP tuned to that (marked_clip.py), on scenes where nothing was
-chosen, and again with a denser SAE, most of whose features of these facts fire all over the picture; and the positive
-control, a backbone that says it by a formula, on one leaping patch and evenly on all, the light evenly on all, and the
-levels of each patch, read by an SAE of its own directions: there it is these levels that are known to be local. Other
-arguments are overrides of the `infoscope` command.
+chosen, and again with a denser SAE, most of whose features of these facts fire on a quarter of the grid or more; and
+the positive control, a backbone that says it by a formula, on one leaping patch and evenly on all, the light evenly on
+all, and the levels of each patch, read by an SAE of its own directions: there it is these levels that are known to be
+local. Other arguments are overrides of the `infoscope` command.
 
 Measured: AUROC of known-global, and of known-broad, against known-local features, of each measure and of pairs of them
 (a linear discriminant on ranks, 5 folds, each latent scored by the others), with the middle 95% of 1000 draws in which
@@ -87,7 +87,7 @@ MARKED_CLIP = "marked_clip"
 TUNED_SEED, DENSE_SEED = 8, 9
 """Of the scenes with marks: on those of seed 7 the mean extent was chosen, on those of seed 8 the denser SAE."""
 DENSE_K = 32
-"""Latents that fire on a token, twice as many as by default: with them features of broad facts are diffuse."""
+"""Latents that fire on a token, four times as many as by default: most features of broad facts are diffuse then."""
 MEASURES = {
     "extent": "evidence extent",
     "mean_extent": "mean extent",

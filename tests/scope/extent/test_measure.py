@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -246,6 +247,13 @@ def test_the_image_itself_is_a_donor_blurred():
     tokens = backbone.tokens(blur(torch.from_numpy(pictures).permute(0, 3, 1, 2), 1.5 * PATCH_PX), -2).patches.numpy()
     np.testing.assert_array_equal(found.donor[..., 0], tokens[found.images, found.patches, 0])
     np.testing.assert_allclose(found.response, 1, atol=1e-9)
+
+
+def test_a_blurred_edge_is_a_normal_distribution_of_that_deviation():
+    picture = torch.zeros(1, 3, 40, 40, dtype=torch.uint8)
+    picture[..., 20:] = 255
+    expected = [255 * NormalDist(20, 3.0).cdf(column + 0.5) for column in range(10, 30)]
+    np.testing.assert_allclose(blur(picture, 3.0)[0, 0, 20, 10:30], expected, atol=1.5)
 
 
 def test_pictures_are_counted_and_bounded():

@@ -65,6 +65,14 @@ def test_images_and_donors_are_summed():
     np.testing.assert_allclose(found.response, [[(0.25 + 0.75 + 1) / (0.75 + 1 + 2 + 2)]])
 
 
+def test_without_the_window_is_a_measurement_of_its_own():
+    """Both may be enough, as where two patches say the same, or neither, as where both are needed."""
+    for kept, replaced in ((1.0, 0.75), (0.25, 0.5)):
+        found = make_result([[[kept]]], [[[replaced]]], donor=0.25, radii=(0,))
+        np.testing.assert_allclose(found.response, [[(kept - 0.25) / 0.75]])
+        np.testing.assert_allclose(found.response_without, [[(replaced - 0.25) / 0.75]])
+
+
 def test_donors_that_fire_themselves_count_like_others():
     kept = [[[0.5, 1.0], [0.25, 0.25]]]
     found = make_result(kept, donor=[[0.0, 1.0], [0.5, 0.75]], radii=(0,))
@@ -84,7 +92,7 @@ def test_a_fact_that_windows_do_not_tell_has_response_0():
 
 def test_nothing_is_said_where_donors_excite_a_latent_as_its_own_images_do():
     kept = [[[0.5, 1.0], [0.25, 0.25]]]
-    nearly, nothing = (make_result(kept, donor=donor, radii=(0,)) for donor in (0.875, 0.9375))
+    nearly, nothing = (make_result(kept, donor=donor, radii=(0,)) for donor in (57 / 64, 58 / 64))  # about 9/10
     assert np.isfinite([nearly.extent, nearly.mean_extent]).all()
     assert np.isnan([nothing.extent, nothing.mean_extent, nothing.response[0], nothing.response_without[0]]).all()
     unmeasured = make_result(kept, donor=np.nan, radii=(0,))
@@ -111,11 +119,16 @@ def test_the_mean_extent_is_the_area_above_the_response(responses, expected):
     np.testing.assert_allclose(np.mean(at), expected, atol=1e-3)
 
 
+def test_what_is_lost_in_wider_windows_counts_in_the_mean_extent():
+    found = curve(1, 0, 0)
+    assert found.extent.tolist() == [0]
+    np.testing.assert_allclose(found.mean_extent, [(1 / 4 + 2 / 4 + 2 / 4) / 2])
+
+
 def test_the_context_effect_is_that_of_a_two_way_analysis_of_variance():
     rng = np.random.default_rng(3)
     for _ in range(20):
         cells = rng.random((2, 2))  # own or donor's patch x own or donor's context
-        cells[0, 0] = 2.5
         mean = cells.mean()
         of_patch = cells.mean(axis=1, keepdims=True) - mean
         of_context = cells.mean(axis=0, keepdims=True) - mean
@@ -140,11 +153,17 @@ def test_context_effects_of_images_and_donors_are_pooled():
 def test_some_images_and_donors_alone(tmp_path):
     rng = np.random.default_rng(1)
     whole = make_result(rng.random((3, 4, 2)), rng.random((3, 4, 2)), donor=rng.random((4, 2)) / 3)
-    some = whole.take(slice(None, None, 2), slice(1))
-    assert (some.kept.shape, some.donor.shape, some.images.tolist()) == ((3, 1, 2, 1), (1, 2, 1), [[0, 2]])
-    same = make_result(whole.kept[:, 0, ::2, :1], whole.replaced[:, 0, ::2, :1], donor=whole.donor[0, ::2, :1])
-    np.testing.assert_array_equal(some.extent, same.extent)
-    np.testing.assert_array_equal(some.context_effect, same.context_effect)
+    for donors in (slice(1), slice(1, None)):
+        some = whole.take(slice(None, None, 2), donors)
+        assert (some.kept.shape, some.donor.shape, some.images.tolist()) == ((3, 1, 2, 1), (1, 2, 1), [[0, 2]])
+        kept, replaced, donor = (
+            whole.kept[:, 0, ::2, donors],
+            whole.replaced[:, 0, ::2, donors],
+            whole.donor[0, ::2, donors],
+        )
+        same = make_result(kept, replaced, donor=donor)
+        np.testing.assert_array_equal(some.extent, same.extent)
+        np.testing.assert_array_equal(some.context_effect, same.context_effect)
     whole.save(tmp_path)
     again = ExtentResult.load(tmp_path)
     assert vars(again).keys() == vars(whole).keys()
