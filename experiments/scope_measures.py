@@ -80,7 +80,7 @@ N_LATENTS = 128
 """Features of which extents are measured otherwise, drawn from those that fire."""
 ONE_EACH = "one image and one donor each"
 MIN_GROUP = 10
-"""With fewer features in a group, on average over SAE seeds, nothing is said of an AUROC."""
+"""With fewer features in a group, on average over SAE seeds, nothing is said of an AUROC, nor how two SAEs agree."""
 CONTROL, TUNED, DENSE = "positive control", "tuned scenes_clip", "tuned scenes_clip with a denser SAE"
 MARKED_CLIP = "marked_clip"
 """Folder of the tuned model."""
@@ -361,11 +361,16 @@ def _correlate(name: str, one: ExtentResult, other: ExtentResult) -> tuple[float
 
 
 def compare_seeds(one: OfSeed, other: OfSeed, min_cosine: float) -> dict[str, tuple[float, int]]:
-    """Return by measure the rank correlation over the features of two SAEs that are alike, and how many those are."""
+    """Return by measure the rank correlation over the features of two SAEs that are alike, and how many those are.
+
+    NaN with fewer than `MIN_GROUP` of them.
+    """
     whole = [np.flatnonzero(np.isfinite(list(of.measures.values())).all(axis=0)) for of in (one, other)]
     matches = match_latents(one.decoder[whole[0]], other.decoder[whole[1]])
     alike = matches.cosine > min_cosine
     a, b = whole[0][matches.a[alike]], whole[1][matches.b[alike]]
+    if len(a) < MIN_GROUP:
+        return dict.fromkeys(STABLE, (np.nan, len(a)))
     return {name: compute_spearman(one.measures[name][a], other.measures[name][b]) for name in STABLE}
 
 

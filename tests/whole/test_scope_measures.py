@@ -126,6 +126,10 @@ def test_halves_and_seeds_that_agree_are_told_from_those_that_do_not(module: Mod
     other = one._replace(decoder=one.decoder[::-1], measures={k: v[::-1] for k, v in one.measures.items()})
     same = module.compare_seeds(one, other, 0.7)
     assert all(rho == pytest.approx(1) and n == N for rho, n in same.values())
+    few = one._replace(
+        measures={k: np.where(np.arange(N) < module.MIN_GROUP - 1, v, np.nan) for k, v in one.measures.items()}
+    )
+    assert all(np.isnan(rho) and n == module.MIN_GROUP - 1 for rho, n in module.compare_seeds(one, few, 0.7).values())
     noise = make_extent(np.random.default_rng(5), 0.45 - 0.4 * np.random.default_rng(6).random(N), 0.5)
     found = module.Found([one, other], {"donors: a mean colour": one.extent, module.ONE_EACH: noise}, {})
     rows = {row["comparison"]: row for row in module.make_stability_table(found, 4, 0.7).records()}
