@@ -947,7 +947,7 @@ LINEAGE = (
     ),
 )
 SCENES = "scenes_clip, block 2, k_CDS 8, gamma by 50% of the mass, data.planted=nothing, data.seed=7"
-TUNED, PLANTED = "tuned scenes_clip", "positive control"
+TUNED, DENSE, PLANTED = "tuned scenes_clip", "tuned with sae.k=32", "positive control"
 """What scope_measures.py calls its settings."""
 TRUTH = "scope_measures/scope_measures/setting={};truth={};key={}/{}"
 MEASURES = (
@@ -960,8 +960,8 @@ GAIN = ("gain", "gain_from", "gain_to")
 SCOPE_MEASURES_README = (
     Claim(
         "on scenes of another seed, with an AUROC of {} where the CDS has {} (a difference of {}, {} to {} over"
-        " features), mean extent (that of all shares, not of half) with {}, context effect (the share of an"
-        " activation's variance that all but its own patch makes) with {}:",
+        " features), mean extent (an average over windows of all sizes, in the place of the smallest that keeps half)"
+        " with {}, context effect (the share of an activation's variance that all but its own patch makes) with {}:",
         [
             *(TRUTH.format(SCENES, "global", key, "all") for key in ("extent", "cds")),
             *(TRUTH.format(SCENES, "global", "extent", of) for of in GAIN),
@@ -969,13 +969,15 @@ SCOPE_MEASURES_README = (
         ],
     ),
     Claim(
-        "mean extent tells their features from local ones with {}, extent with {}, context effect with {}, the CDS with"
-        " {} (mean extent more by {}, {} to {} over features; less its chance level the CDS has {}, which is not told"
-        " from it).",
+        "mean extent tells their features from local ones with {}, extent with {}, context effect with {}, the CDS"
+        " with {} (mean extent more by {}, {} to {} over features; less its chance level the CDS has {}, which is not"
+        " told from it); of a denser SAE, whose features of these facts fire on a quarter of the picture or more,"
+        " mean extent has {}, the CDS {}, not told apart.",
         [
             *(TRUTH.format(TUNED, "broad", key, "all") for key in ("mean_extent", "extent", "context_effect", "cds")),
             *(TRUTH.format(TUNED, "broad", "mean_extent", of) for of in GAIN),
             TRUTH.format(TUNED, "broad", "cds_minus_chance", "all"),
+            *(TRUTH.format(DENSE, "broad", key, "all") for key in ("mean_extent", "cds")),
         ],
     ),
     Claim(
@@ -1002,13 +1004,14 @@ SCOPE_MEASURES_README = (
     ),
 )
 STABLE = f"scope_measures/scope_measures_stability/setting={SCENES};comparison="
+STABLE_MEASURES = ("extent", "mean_extent", "context_effect", "cds")
 REMOVED = "scope_measures/removal/by={};variant={}"
 EQUAL_RATE = "scope_measures/removal_matched/by={};variant={}, matched frequency"
 SCOPE_MEASURES = (
     Claim(
         "from known-local features worse than the CDS: AUROC {} against {}, a difference of {} ({} to {}). Mean extent"
         " does little better ({}, a difference of {}, {} to {}), context effect no better ({}), firing frequency alone,"
-        " turned round, much better ({}). Extents add nothing to the CDS ({} and {}), firing frequency does ({}).",
+        " turned round, much better ({}). Extents add nothing to the CDS ({} and {}), firing frequency a little ({}).",
         [
             *(TRUTH.format(SCENES, "global", key, "all") for key in ("extent", "cds")),
             *(TRUTH.format(SCENES, "global", "extent", of) for of in GAIN),
@@ -1018,8 +1021,10 @@ SCOPE_MEASURES = (
         ],
     ),
     Claim(
-        "mean extent tells the features of these facts from local ones with {}, the CDS with {}",
-        [TRUTH.format(TUNED, "broad", key, "all") for key in ("mean_extent", "cds")],
+        "mean extent tells the features of these facts from local ones with {}, the CDS with {}"
+        " ([below](#how-broadly-they-look)); of a denser SAE, whose features of these facts are diffuse, with {} and"
+        " {},",
+        [TRUTH.format(of, "broad", key, "all") for of in (TUNED, DENSE) for key in ("mean_extent", "cds")],
     ),
     TableClaim(
         "| measure, scenes |",
@@ -1052,7 +1057,7 @@ SCOPE_MEASURES = (
         | {"least": "gain_from", "most": "gain_to", "matched": "matched"},
     ),
     Claim(
-        "that of context effect ({} to {}) by little.",
+        "of context effect that is open ({} to {}).",
         [TRUTH.format(TUNED, "broad", "context_effect", of) for of in GAIN[1:]],
     ),
     Claim(
@@ -1062,6 +1067,35 @@ SCOPE_MEASURES = (
             TRUTH.format(TUNED, "broad", "firing_rate", "all"),
             TRUTH.format(TUNED, "global", "cds", "all_n_known"),
             *(TRUTH.format(TUNED, "global", key, "all") for key in ("cds", "extent", "mean_extent")),
+        ],
+    ),
+    Claim(
+        "three SAEs, {} known-broad features, {} of them diffuse, and {} known-local ones,",
+        [TRUTH.format(DENSE, "broad", "cds", of) for of in ("all_n_known", "diffuse_n_known", "all_n_local")],
+    ),
+    TableClaim(
+        "| measure, tuned, `sae.k=32` |",
+        [
+            (name, TRUTH.format(DENSE, "broad", key, "").removesuffix("/"))
+            for key, name in (*MEASURES, ("mean_extent+cds", "mean extent with CDS"))
+        ],
+        {"known-broad": "all", "from": "all_from", "to": "all_to", "over the CDS": "gain"}
+        | {"least": "gain_from", "most": "gain_to", "diffuse": "diffuse", "matched": "matched"},
+    ),
+    Claim(
+        "mean extent is better by {} ({} to {}),",
+        [TRUTH.format(DENSE, "broad", "mean_extent", of) for of in GAIN],
+    ),
+    Claim(
+        "beside the CDS it adds to it ({} to {}).",
+        [TRUTH.format(DENSE, "broad", "mean_extent+cds", of) for of in GAIN[1:]],
+    ),
+    Claim(
+        "declares global are many in these SAEs, {} on average, and hardly any is diffuse; the CDS tells them ({}),"
+        " extents less ({} and {}).",
+        [
+            TRUTH.format(DENSE, "global", "cds", "all_n_known"),
+            *(TRUTH.format(DENSE, "global", key, "all") for key in ("cds", "extent", "mean_extent")),
         ],
     ),
     Claim(
@@ -1091,6 +1125,20 @@ SCOPE_MEASURES = (
         "| measure, control |",
         [(name, TRUTH.format(PLANTED, "broad", key, "").removesuffix("/")) for key, name in MEASURES],
         {"known-broad": "all", "on one patch": "compact", "on all patches": "diffuse"},
+    ),
+    Claim(
+        "On the tuned model halves of the images say the same ({}, {} and {}, the CDS {}), with `sae.k=32` they are"
+        " less alike ({}, {} and {}, the CDS {}); and another SAE seed there keeps less of extents ({}, mean extent"
+        " {}, context effect {}) than of the CDS ({}, {} features).",
+        [
+            f"scope_measures/scope_measures_stability/setting={setting};comparison={comparison}/{of}"
+            for setting, comparison, several in (
+                (TUNED, "half of the images", STABLE_MEASURES),
+                (DENSE, "half of the images", STABLE_MEASURES),
+                (TUNED, "another SAE seed", (*STABLE_MEASURES, "n_features")),
+            )
+            for of in several
+        ],
     ),
     TableClaim(
         "| made otherwise |",

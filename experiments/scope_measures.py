@@ -12,10 +12,10 @@ all, and the levels of each patch, read by an SAE of its own directions: there i
 local. Other arguments are overrides of the `infoscope` command.
 
 Measured: AUROC of known-global, and of known-broad, against known-local features, of each measure and of pairs of them
-(a linear discriminant on ranks, 5 folds, each latent scored by the others), with the middle 95% of 1000 draws in which
-features are drawn anew, as the mean over SAE seeds. All measures are compared on the same features. Those that are
-reversed count small values as global. Stability: rank correlations under other images, donors and SAEs. And what probes
-lose without the features of each half by each measure, the SAE's error kept.
+(a linear discriminant on ranks, 5 folds, each latent scored by the others), with the middle 95% of 10,000 draws of
+features, as the mean over SAE seeds. All measures are compared on the same features. Those that are reversed count
+small values as global. Stability: rank correlations under other images, donors and SAEs. And what probes lose without
+the features of each half by each measure, the SAE's error kept.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ from infoscope.scope.resampling import draw_auroc, draw_weights
 from infoscope.scope.scores import Scores
 from infoscope.scope.separation import match_frequency
 from infoscope.stages.ablations import ablations_of, matched_ablations_of
+from infoscope.stages.confounds.numbers import MIN_GROUP
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.extent.stage import Extent
 from infoscope.stages.images import open_split
@@ -73,21 +74,20 @@ from infoscope.vision.open_clip.weights import LOCAL_WEIGHTS
 from infoscope.vision.planted_facts import CODES, PlantedFacts
 from marked_clip import main as make_marked_clip
 
-N_DRAWS = 1000
+N_DRAWS = 10_000
 SMALL = "data.n_train=1000 data.n_test=300"
 """The images of the positive control, whose features are known by a formula."""
 N_LATENTS = 128
 """Features of which extents are measured otherwise, drawn from those that fire."""
 ONE_EACH = "one image and one donor each"
-MIN_GROUP = 10
-"""With fewer features in a group, on average over SAE seeds, nothing is said of an AUROC, nor how two SAEs agree."""
-CONTROL, TUNED, DENSE = "positive control", "tuned scenes_clip", "tuned scenes_clip with a denser SAE"
+CONTROL, TUNED = "positive control", "tuned scenes_clip"
 MARKED_CLIP = "marked_clip"
 """Folder of the tuned model."""
 TUNED_SEED, DENSE_SEED = 8, 9
 """Of the scenes with marks: on those of seed 7 the mean extent was chosen, on those of seed 8 the denser SAE."""
 DENSE_K = 32
 """Latents that fire on a token, four times as many as by default: most features of broad facts are diffuse then."""
+DENSE = f"tuned with sae.k={DENSE_K}"
 MEASURES = {
     "extent": "evidence extent",
     "mean_extent": "mean extent",

@@ -170,13 +170,19 @@ GIVEN = {
     ],
     "What goes with scope?": [],
     "Which measure tells the truth?": [
-        *("95%", ".51", ".27", ".38", ".03", ".42", ".15", ".49", ".18", ".30", ".04", ".44", ".12"),  # of single SAEs
+        *("95%", ".5", ".38", ".19", ".34", ".14"),  # features that are alike as one
+        *(".51", ".27", ".38", ".03", ".42", ".15", ".49", ".18", ".30", ".04", ".44", ".12"),  # of single SAEs
         *(".950", ".005", ".007"),  # noise, other folds: seen once
     ],
     "How broadly they look": [
         *(".04", ".26", ".04", ".41", ".03", ".21", ".02", ".27", ".00", ".40", ".05", ".17"),  # of single SAEs
         *(".05", ".02", ".09", ".02", ".00", ".06", ".06", ".00", ".13", ".08", ".03", ".20"),  # other differences
         *(".997", ".960", ".963", ".862"),  # of scenes of seed 7
+        *(".02", ".16", ".19", ".86", ".89", ".87", ".88", ".84", ".89"),  # against features that know no fact
+        *(".57", ".095", ".027", ".224"),  # diffuse features
+        *(".11", ".04", ".18", ".06", ".02", ".13", ".03", ".04", ".11", ".05", ".02", ".13"),  # of six SAEs
+        *(".05", ".01", ".13", ".05", ".15"),  # mean extent against the CDS less its chance level
+        *(".08", ".11", ".74", ".80", ".81", ".85", ".85", ".93"),  # against features that know no fact
         ".36",  # of the control
     ],
     "How stable they are, and what removal says": ["95%", ".02", ".3"],  # settings
