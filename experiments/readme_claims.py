@@ -960,7 +960,7 @@ GAIN = ("gain", "gain_from", "gain_to")
 SCOPE_MEASURES_README = (
     Claim(
         "on scenes of another seed, with an AUROC of {} where the CDS has {} (a difference of {}, {} to {} over"
-        " features), mean extent (an average over windows of all sizes, in the place of the smallest that keeps half)"
+        " features), mean extent (the share that such windows lose, averaged over their sizes)"
         " with {}, context effect (the share of an activation's variance that all but its own patch makes) with {}:",
         [
             *(TRUTH.format(SCENES, "global", key, "all") for key in ("extent", "cds")),

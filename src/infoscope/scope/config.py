@@ -149,7 +149,7 @@ class By(Enum):
     extent = "extent"
     """How far the evidence reaches: the smallest window that keeps half of the response (ours)."""
     mean_extent = "mean_extent"
-    """The same for all shares of the response, their mean (ours)."""
+    """The share of the response that windows lose, averaged over their sizes (ours)."""
     context_effect = "context_effect"
     """The share of the variance of a patch's activation that contexts make (ours)."""
 

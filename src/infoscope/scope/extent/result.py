@@ -91,10 +91,11 @@ class ExtentResult:
 
     @property
     def mean_extent(self) -> Float[np.ndarray, " d_sae"]:
-        """The extent at all shares of the response instead of one half, their mean: 0..1, NaN: unknown.
+        """The share of the response that windows lose, averaged over their sizes: 0..1, NaN: unknown.
 
         That is the area above the curve of the response, in 0..1, against the side of the window, less the patch, as a
-        share of the grid's; the window as wide as the grid counts as the whole picture. Two latents are seldom alike in
+        share of the grid's; the window as wide as the grid counts as the whole picture. Where the response never falls,
+        it is the mean of the extents at all shares of the response instead of one half. Two latents are seldom alike in
         it, while all that keep half with their own patch have extent 0.
         """
         response = np.clip(self.response, 0, 1)

@@ -140,8 +140,8 @@ def _make_group_table(summaries: Mapping[str, Summary]) -> Table:
         "Extent: side of the smallest window that keeps half of the response, less the patch itself, as a share of the"
         " grid's side less one patch; interpolated between radii. 0: the patch is enough, 1: no measured window is."
         " Context effect: share of the variance of the activation, over the patch's own or the donor's pixels in its"
-        " own or the donor's surroundings, that lies within the same patch. Mean extent: the extent at all shares of"
-        " the response instead of half, their mean.",
+        " own or the donor's surroundings, that lies within the same patch. Mean extent: the share of the response"
+        " that windows lose, averaged over their sides from one patch to the grid's.",
         OVER_SEEDS,
     ]
     table = Table("extent_groups", "Extent and context effect by group", columns, notes)
@@ -187,9 +187,9 @@ def _make_auroc_table(separations: Mapping[str, Separation]) -> Table:
         columns.append(Column(f"{score}_low", "95 % from", csv_only=score not in ("extent", "cds"), optional=True))
         columns.append(Column(f"{score}_high", "to", csv_only=score not in ("extent", "cds"), optional=True))
     notes = [
-        "Over the features that have all of these. AUROC: the chance that a random known-global feature has the higher"
-        " value; 0.5 tells nothing apart, below it the order is reversed, and tells as much. Interval: both groups"
-        " drawn anew 1,000 times. What is known-global and known-local: see stage=confounds.",
+        "Over the features that have all of these. AUROC: the chance that a random known-global (or known-broad)"
+        " feature has the higher value; 0.5 tells nothing apart, below it the order is reversed, and tells as much."
+        " Interval: both groups drawn anew 1,000 times. What is known of features: see stage=confounds.",
         OVER_SEEDS,
     ]
     table = Table("extent_auroc", "Known-global against known-local features, AUROC", columns, notes)

@@ -34,7 +34,7 @@ class Extent(PublishedPart, SeedStage[ExtentResult]):
 
     kind, holds = "extent", ExtentResult
     version = 2
-    report_version = 2
+    report_version = 3
     is_optional = in_report_at_hand = True
     columns = (
         *(Column(f"median_{key}", f"median {name}", digits=3) for key, name in MEASURES.items()),
@@ -153,7 +153,7 @@ def list_columns(found: ExtentResult) -> Iterator[LatentColumn]:
     kept = "of the whole picture's, 0 being the donor's"
     heading = "evidence extent: how wide a window keeps half of the response"
     yield LatentColumn("extent", found.extent, heading, "share of the grid's side")
-    heading = "mean extent: the same for all shares of the response, their mean"
+    heading = "mean extent: the share of the response that windows lose, mean over their sizes"
     yield LatentColumn("mean_extent", found.mean_extent, heading, "share of the grid's side")
     heading = "context effect: variance of a patch's activation that its surroundings make"
     yield LatentColumn("context_effect", found.context_effect, heading, "share of variance")
