@@ -75,6 +75,14 @@ def make_found(seed: int = 0, truth: str | None = "cds", scope: ScopeResult | No
     return Found(extent, scope, confounds, table)
 
 
+def replace_extents(found: Found, **arrays: np.ndarray) -> Found:
+    """Return what is found of other activations, with the columns that they make."""
+    extent = replace(found.extent, **arrays)
+    made = {of.name: of for of in list_columns(extent)}
+    columns = (made.get(of.name, of) for of in found.table)
+    return found._replace(extent=extent, table=LatentTable(found.table.seed, columns))
+
+
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infoscope.report.figure_style.DPI", 60)
@@ -108,6 +116,28 @@ def test_features_that_every_donor_excites_are_counted() -> None:
     expected = f"No extent: 4 of {len(fires)} measured features, which donors excite nearly as much as their"
     expected += " own images do."
     assert expected in said
+
+
+def test_features_that_are_all_alike_go_with_nothing() -> None:
+    found = make_found()
+    section = make_extent_section([replace_extents(found, kept=np.ones_like(found.extent.kept))], DESIGN)
+    expected = "The extent goes with nothing here: it, or what it is held against, is the same for all features."
+    assert expected in section.findings
+    columns = (
+        LatentColumn(of.name, np.zeros(len(found.scope.cds)), "") if of.name == "cds" else of for of in found.table
+    )
+    said = make_extent_section([found._replace(table=LatentTable(0, columns))], DESIGN).findings
+    (of_cds,) = (text for text in said if text.startswith("Spearman"))
+    assert of_cds.endswith("; with CDS none, as all features are alike in it.")
+    assert not any("\u2013" in text for text in said)
+
+
+def test_where_no_feature_has_an_extent_nothing_is_said_of_its_size() -> None:
+    found = make_found()
+    whole = np.zeros_like(found.extent.whole)
+    said = make_extent_section([replace_extents(found, whole=whole)], DESIGN).findings
+    assert "No feature has an extent." in said
+    assert not any("\u2013" in text or "no share" in text for text in said)
 
 
 def test_broad_facts_come_first() -> None:

@@ -27,14 +27,14 @@ def say_extents(
     Args:
         extents: of each SAE seed. design: what was measured of each latent, a sentence.
     """
-    return [
-        *_say_truth(separations),
+    known = [
         _say_responses(curves[ALL], extents[0].radii.tolist()),
         _say_summary(summaries[ALL]),
         *_say_unknown(extents),
         _say_correlations(correlations),
-        f"Measured: {design}",
     ]
+    none = ["No feature has an extent.", *_say_unknown(extents)]
+    return [*_say_truth(separations), *(known if summaries[ALL].n.mean else none), f"Measured: {design}"]
 
 
 def _say_truth(separations: Mapping[str, Separation]) -> list[str]:
@@ -114,17 +114,21 @@ def _say_correlations(correlations: Mapping[str, Mapping[str, Correlation]]) -> 
     """Say what the extent goes with, as far as `MIN_LATENTS` features have both."""
     named = {key: correlations["extent"][key] for key in ("cds", "cds_minus_chance", "context_effect", "firing_rate")}
     few = [CORRELATES[key] for key, of in named.items() if is_small(of)]
+    even = [CORRELATES[key] for key, of in named.items() if not is_small(of) and not math.isfinite(of.rho.mean)]
     parts = [
         f"{CORRELATES[key]} {format_signed(of.rho.mean)}"
         + (f" ({format_signed(of.at_equal_rate.mean)} at equal firing frequency)" if key != "firing_rate" else "")
         for key, of in named.items()
-        if not is_small(of)
+        if CORRELATES[key] not in (*few, *even)
     ]
+    if not parts and even:
+        return "The extent goes with nothing here: it, or what it is held against, is the same for all features."
     if not parts:
         n = format_number(max(of.n.mean for of in named.values()), 0)
         return f"Too few features have an extent to say what it goes with ({n}, fewer than {MIN_LATENTS})."
     text = f"Spearman correlation of the extent with {_join(parts)}"
-    return f"{text}; of {_join(few)} too few features have both (fewer than {MIN_LATENTS})." if few else f"{text}."
+    text += f"; of {_join(few)} too few features have both (fewer than {MIN_LATENTS})" if few else ""
+    return text + (f"; with {_join(even)} none, as all features are alike in it." if even else ".")
 
 
 def _join(words: Sequence[str]) -> str:
