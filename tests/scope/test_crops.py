@@ -76,6 +76,12 @@ def test_shifts_that_leave_nothing_to_compare_are_refused(grid, shift):
         crops.shared_region(np.zeros((grid, grid)), shift, 1)
 
 
+@pytest.mark.parametrize(("grid", "advice"), [(3, "use at most 1"), (2, "too few for any"), (1, "too few for any")])
+def test_no_shift_is_advised_that_is_refused(grid, advice):
+    with pytest.raises(InputError, match=advice):
+        crops.check_shift(grid, 2)
+
+
 def test_images_of_another_size_are_refused():
     with pytest.raises(InputError, match="40 x 40 px"):
         crops.shifted_crops(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), patch_px=8, grid=4, shift_patches=1)

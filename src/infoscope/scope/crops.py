@@ -23,9 +23,14 @@ def check_shift(grid: int, shift_patches: int) -> None:
     if shift_patches < 1:
         raise InputError(f"Expected scope.shift_patches to be at least 1, got {shift_patches}: use 1 or more.")
     if grid - shift_patches < 2:
+        advice = (
+            f"use at most {grid - 2}"
+            if grid > 2
+            else "that is too few for any: take another model, or a larger model.image_px"
+        )
         raise InputError(
             f"Expected scope.shift_patches to leave a shared region of at least 2 x 2 patches, got {shift_patches} on a"
-            f" grid of {grid}: use at most {grid - 2}."
+            f" grid of {grid}: {advice}."
         )
 
 
