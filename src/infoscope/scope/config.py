@@ -45,6 +45,11 @@ class Donor(Enum):
     blur = "blur"
     """The same place in the image itself, blurred."""
 
+    @property
+    def words(self) -> str:
+        """What donors are, for display."""
+        return {"images": "other images", "mean": "a mean colour", "blur": "the image itself, blurred"}[self.value]
+
 
 POOL_IMAGES = 32
 """Images from which donors are drawn, and of which the mean colour is taken (ours)."""

@@ -71,15 +71,18 @@ def test_the_latents_that_fit_are_as_many_as_the_budget_allows(donor):
 def test_what_was_left_out_is_said():
     config = ExtentConfig(budget_images=1000)
     wanted, design = wish_design(512, 12, 16, config), choose_design(512, 12, 16, config)
-    text = say_design(512, wanted, design, 1000)
+    text = say_design(512, wanted, design, config)
     assert text == (
-        "1 image, 1 donor, radii 0, 2, 5; 138 of 512 latents: at most 998 pictures per SAE seed. Wanted were 3 images,"
-        " 2 donors, radii 0, 1, 2, 3, 5 of 512 latents (32,288 pictures), more than scope.extent.budget_images=1,000"
-        " allows."
+        "1 image, 1 donor (other images), radii 0, 2, 5; 138 of 512 latents: at most 998 pictures per SAE seed. Wanted"
+        " were 3 images, 2 donors (other images), radii 0, 1, 2, 3, 5 of 512 latents (32,288 pictures), more than"
+        " scope.extent.budget_images=1,000 allows."
     )
-    assert say_design(512, wanted, wanted, 10**6) == (
-        "3 images, 2 donors, radii 0, 1, 2, 3, 5; all 512 latents: at most 32,288 pictures per SAE seed."
+    assert say_design(512, wanted, wanted, config) == (
+        "3 images, 2 donors (other images), radii 0, 1, 2, 3, 5; all 512 latents: at most 32,288 pictures per SAE seed."
     )
+    few, blurred = wish_design(512, 12, 2, config), ExtentConfig(donor=Donor.blur)
+    assert "No more images are ranked than 2, which scope.k_max sets (3 wanted)." in say_design(512, few, few, config)
+    assert "1 donor (the image itself, blurred)" in wish_design(512, 12, 16, blurred).words
 
 
 @pytest.mark.parametrize(

@@ -169,3 +169,13 @@ def test_some_images_and_donors_alone(tmp_path):
     assert vars(again).keys() == vars(whole).keys()
     for name, values in vars(whole).items():
         np.testing.assert_array_equal(getattr(again, name), values)
+
+
+def test_rounding_gives_features_without_context_no_order():
+    rng = np.random.default_rng(4)
+    noise = [1e-6 * rng.uniform(-1, 1, (3, 4, 2)) for _ in range(2)]
+    found = make_result(1 + noise[0], noise[1])
+    assert np.ptp(found.response) > 0
+    assert [found.extent.item(), found.mean_extent.item(), found.context_effect.item()] == [0, 0, 0]
+    some = make_result(np.full((3, 4, 2), 0.999), np.full((3, 4, 2), 0.001))
+    assert some.mean_extent > 0 < some.context_effect

@@ -156,7 +156,8 @@ def test_too_little_truth_is_said() -> None:
     section = make_extent_section([found._replace(confounds=replace(found.confounds, image_effects=few))], DESIGN)
     assert section.findings[0].startswith("Too few known-global and known-local features have an extent to tell")
     section = make_extent_section([make_found(truth=None)], DESIGN)
-    assert section.findings[0].startswith("Which features are global is not known of these data")
+    assert section.findings[0].startswith("With nothing but its own patch left")
+    assert any(text.startswith("Which features are global is not known of these data") for text in section.findings)
     assert "extent_auroc" not in section.tables
 
 
@@ -186,7 +187,7 @@ def test_numbers_are_those_of_the_features() -> None:
         sides = found.confounds.known_global & scored, found.confounds.known_local & scored
         of_extent.append(compute_auroc(found.extent.extent, *sides).value)
     assert section.summary["auroc"]["all"]["extent"].mean == pytest.approx(np.mean(of_extent))
-    assert f"Measured: {DESIGN}" == section.findings[-1]
+    assert f"Measured: {DESIGN} Encoded were 0." == section.findings[-1]
 
 
 def keep_extents(found: Found, n: int, of_scored: int | None = None) -> Found:
@@ -242,6 +243,34 @@ def test_corners_are_the_features_furthest_out() -> None:
     assert all(corner.images.shape == (N_IMAGES, 32, 32, 3) for corner in read)
     few = make_found(scope=make_unscored_result())
     assert choose_corners(few) == {}
+
+
+def test_no_feature_is_shown_in_a_corner_where_it_does_not_lie() -> None:
+    found = make_found()
+    alike = replace_extents(found, kept=np.ones_like(found.extent.kept))
+    assert set(alike.extent.extent[np.isfinite(alike.extent.extent)]) == {0}
+    assert choose_corners(alike) == {}
+    one = np.flatnonzero(np.isfinite(alike.extent.extent) & (found.scope.cds > np.nanmedian(found.scope.cds)))[:1]
+    kept = alike.extent.kept.copy()
+    kept[:, one] = 0
+    wide = replace_extents(alike, kept=kept)
+    assert wide.extent.extent[one] == 1
+    corners = choose_corners(wide)
+    assert corners["moves, wide"] == one.tolist()
+    assert corners.keys() == {"stays, narrow", "moves, narrow", "moves, wide"}
+
+
+def test_features_in_no_group_have_rows_of_their_own() -> None:
+    found = make_found()
+    unscored = np.isnan(found.scope.cds) & np.isfinite(found.extent.extent)
+    assert unscored.any()
+    section = make_extent_section([found], DESIGN)
+    groups = section.summary["groups"]
+    assert list(groups) == ["all features", "high", "low", "in no group"]
+    assert groups["in no group"]["n"].mean == unscored.sum()
+    assert sum(groups[name]["n"].mean for name in ("low", "high", "in no group")) == groups["all features"]["n"].mean
+    scored = replace_extents(found, donor=np.where(unscored[:, None, None], np.nan, found.extent.donor))
+    assert "in no group" not in make_extent_section([scored], DESIGN).summary["groups"]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ class Design:
 
     n_latents: how many latents, drawn from those that fire.
     n_images: how many of each latent's top images.
-    n_donors: how many for each patch.
+    n_donors: how many for each patch; donor: what they are.
     radii: of the windows, in patches, ascending from 0.
     n_plain: pictures without a window that are encoded for each image: the image itself, and with donor=blur the
         blurred one too.
@@ -29,6 +29,7 @@ class Design:
     n_latents: int
     n_images: int
     n_donors: int
+    donor: Donor
     radii: tuple[int, ...]
     n_plain: int
     n_pool: int
@@ -54,7 +55,7 @@ class Design:
         images, donors = (
             f"{n} {name}{'s' * (n > 1)}" for n, name in ((self.n_images, "image"), (self.n_donors, "donor"))
         )
-        return f"{images}, {donors}, radii {', '.join(map(str, self.radii))}"
+        return f"{images}, {donors} ({self.donor.words}), radii {', '.join(map(str, self.radii))}"
 
 
 def choose_radii(grid: int, wanted: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -88,6 +89,7 @@ def wish_design(d_sae: int, grid: int, n_ranks: int, config: ExtentConfig) -> De
         n_latents=min(config.n_latents or d_sae, d_sae),
         n_images=min(config.n_images, n_ranks),
         n_donors=config.donors_per_patch,
+        donor=config.donor,
         radii=choose_radii(grid, config.radii),
         n_plain=2 if config.donor is Donor.blur else 1,
         n_pool={Donor.images: POOL_IMAGES, Donor.mean: 1, Donor.blur: 0}[config.donor],
@@ -138,13 +140,15 @@ def key_of_design(d_sae: int, design: Design, config: ExtentConfig) -> dict[str,
     return measured | {"donor": config.donor.name} | blur | ({"seed": config.seed} if is_drawn else {})
 
 
-def say_design(d_sae: int, wanted: Design, design: Design, budget: int) -> str:
-    """Return in a sentence what is measured of an SAE's latents, and what of it the budget has left out."""
+def say_design(d_sae: int, wanted: Design, design: Design, config: ExtentConfig) -> str:
+    """Return in sentences what is measured of an SAE's latents, and what of it the budget or the ranks leave out."""
     n = f"all {d_sae:,}" if design.n_latents == d_sae else f"{design.n_latents:,} of {d_sae:,}"
-    text = f"{design.words}; {n} latents: at most {design.n_forwards:,} pictures per SAE seed"
+    text = f"{design.words}; {n} latents: at most {design.n_forwards:,} pictures per SAE seed."
+    if wanted.n_images < config.n_images:
+        text += f" No more images are ranked than {wanted.n_images}, which scope.k_max sets ({config.n_images} wanted)."
     if design == wanted:
-        return f"{text}."
+        return text
     return (
-        f"{text}. Wanted were {wanted.words} of {wanted.n_latents:,} latents ({wanted.n_forwards:,} pictures), more"
-        f" than scope.extent.budget_images={budget:,} allows."
+        f"{text} Wanted were {wanted.words} of {wanted.n_latents:,} latents ({wanted.n_forwards:,} pictures), more"
+        f" than scope.extent.budget_images={config.budget_images:,} allows."
     )

@@ -15,6 +15,8 @@ HALF = 0.5
 """The response at which the extent is read."""
 LEAST_GAIN = 0.1
 """Where donors alone excite a latent to more than all but such a share of its activation, nothing is said of it."""
+ROUNDING = 1e-5
+"""A lesser share of an activation is not told from what rounding makes of it: such losses are 0."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class ExtentResult:
         response = np.clip(self.response, 0, 1)
         sides = np.append(2 * self.radii / max(1, self.grid - 1), 1.0)
         lost = 1 - np.concatenate([response, np.where(np.isnan(response[:1]), np.nan, 1)])
+        lost[lost < ROUNDING] = 0
         return (np.diff(sides)[:, None] * (lost[1:] + lost[:-1]) / 2).sum(axis=0)
 
     @property
@@ -116,7 +119,8 @@ class ExtentResult:
         of_patch = np.nansum((whole + own_patch - own_context - donor) ** 2, axis=(1, 2)) / 4
         within = np.nansum((whole - own_patch) ** 2 + (own_context - donor) ** 2, axis=(1, 2)) / 2
         total = within + of_patch
-        return np.where(total > 0, within / np.where(total > 0, total, 1), np.nan)
+        share = np.where(total > 0, within / np.where(total > 0, total, 1), np.nan)
+        return np.where(share < ROUNDING**2, 0.0, share)
 
     def take(self, images: slice = slice(None), donors: slice = slice(None)) -> ExtentResult:
         """Return what some of the images and donors alone tell."""

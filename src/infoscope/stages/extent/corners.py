@@ -60,20 +60,21 @@ class Corner:
 def choose_corners(found: Found) -> Mapping[str, list[int]]:
     """Return the latents that lie furthest in each corner of CDS and extent; none where too few have both.
 
-    Furthest: the lesser of both ranks, towards the corner, is as great as can be.
+    Furthest: the lesser of both ranks, towards the corner, is as great as can be. Both are on its side of the middle
+    rank: a corner where no latent lies is left out.
     """
     extent, cds = found.extent.extent, found.scope.cds
     full = found.extent.n_measured >= min(N_IMAGES, found.extent.images.shape[1])
     latents = np.flatnonzero(np.isfinite(extent) & np.isfinite(cds) & full)
     if len(latents) < N_EACH * len(CORNERS):
         return {}
-    ranks = [rankdata(of[latents]) / len(latents) for of in (cds, extent)]
-    chosen, taken = {}, np.zeros(len(latents), dtype=bool)
+    ranks = [(rankdata(of[latents]) - 0.5) / len(latents) for of in (cds, extent)]  # 0.5: the middle
+    chosen = {}
     for name, sides in CORNERS.items():
         towards = np.array([of if is_high else 1 - of for of, is_high in zip(ranks, sides, strict=True)])
-        order = np.lexsort((-towards.sum(axis=0), -towards.min(axis=0), taken))[:N_EACH]
-        taken[order] = True
-        chosen[name] = latents[order].tolist()
+        order = np.lexsort((-towards.sum(axis=0), -towards.min(axis=0)))[:N_EACH]
+        if there := latents[order[towards.min(axis=0)[order] > 0.5]].tolist():
+            chosen[name] = there
     return chosen
 
 

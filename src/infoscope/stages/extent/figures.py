@@ -29,7 +29,7 @@ from infoscope.report.tables import format_number
 from infoscope.scope.extent.result import HALF
 from infoscope.scope.partition import name_group
 from infoscope.stages.extent.corners import N_EACH, Corner
-from infoscope.stages.extent.numbers import ALL, MEASURES, Curve, Found, Seeds
+from infoscope.stages.extent.numbers import ALL, MEASURES, NO_GROUP, Curve, Found, Seeds
 
 SPREAD = 0.012
 """By how much extents of 0 and 1 are moved at most, so that points of equal ones are seen."""
@@ -44,7 +44,7 @@ def draw_responses(curves: Mapping[str, Curve], first: Found) -> Figure:
     figure = make_figure(2.9)
     axes = figure.subplots()
     radii = first.extent.radii.tolist()
-    colours = {ALL: INK, **colour_groups([name for name in curves if name != ALL])}
+    colours = {ALL: INK, NO_GROUP: GREY} | colour_groups([name for name in curves if name not in (ALL, NO_GROUP)])
     for name, curve in curves.items():
         label = name_group(name)
         draw_means(axes, radii, curve.kept, 1, colours[name], label=label)

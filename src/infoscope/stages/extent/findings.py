@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from infoscope.report.tables import format_number, format_percent, format_signed
+from infoscope.report.tables import compute_stat, format_number, format_percent, format_signed
 from infoscope.scope.extent.result import ExtentResult
 from infoscope.scope.partial_ranks import MIN_LATENTS
 from infoscope.stages.confounds.numbers import Correlation, Separation
@@ -22,7 +22,7 @@ def say_extents(
     extents: Sequence[ExtentResult],
     design: str,
 ) -> list[str]:
-    """Say first whether the extent tells more than the CDS where the truth is known, then what was measured.
+    """Say whether the extent tells more than the CDS, first where the truth is known; and what was measured.
 
     Args:
         extents: of each SAE seed. design: what was measured of each latent, a sentence.
@@ -34,7 +34,10 @@ def say_extents(
         _say_correlations(correlations),
     ]
     none = ["No feature has an extent.", *_say_unknown(extents)]
-    return [*_say_truth(separations), *(known if summaries[ALL].n.mean else none), f"Measured: {design}"]
+    said, truth = known if summaries[ALL].n.mean else none, _say_truth(separations)
+    n_encoded = format_number(compute_stat(one.n_encoded for one in extents).mean, 0)
+    measured = f"Measured: {design} Encoded were {n_encoded}."
+    return [*truth, *said, measured] if separations else [*said, *truth, measured]
 
 
 def _say_truth(separations: Mapping[str, Separation]) -> list[str]:

@@ -18,7 +18,7 @@ from infoscope.scope.separation import compute_aurocs
 from infoscope.stages.confounds.numbers import Correlation, Separation, correlate, join_seeds
 from infoscope.stages.score.result import ScopeResult
 
-ALL = "all features"
+ALL, NO_GROUP = "all features", "in no group"
 MEASURES = {by.name: by.words for by in By if by is not By.cds}
 """What windows say of a feature: column of the table of latents, and name."""
 SCORES = {**MEASURES, "cds": "CDS", "cds_minus_chance": "CDS - chance", "firing_rate": "firing frequency"}
@@ -46,12 +46,18 @@ class Found(NamedTuple):
 
     @property
     def groups(self) -> dict[str, Bool[np.ndarray, " d_sae"]]:
-        """The features with an extent: all of them, and of each group."""
-        known = np.isfinite(self.extent.extent)
-        return {ALL: known, **{name: members & known for name, members in self.scope.partition.groups.items()}}
+        """The features with an extent: all of them, of each group, and of none."""
+        known, groups = np.isfinite(self.extent.extent), self.scope.partition.groups
+        rest = known & ~np.logical_or.reduce(list(groups.values()))
+        return {ALL: known, **{name: members & known for name, members in groups.items()}, NO_GROUP: rest}
 
 
 Seeds = Sequence[Found]
+
+
+def list_groups(seeds: Seeds) -> list[str]:
+    """Return the groups that have features with an extent in some seed, and those that the partition names."""
+    return [name for name in seeds[0].groups if name != NO_GROUP or any(one.groups[name].any() for one in seeds)]
 
 
 class Curve(NamedTuple):
@@ -68,7 +74,7 @@ def compute_curves(seeds: Seeds) -> dict[str, Curve]:
             _mean_over_seeds([found.extent.response[:, found.groups[group]] for found in seeds]),
             _mean_over_seeds([found.extent.response_without[:, found.groups[group]] for found in seeds]),
         )
-        for group in seeds[0].groups
+        for group in list_groups(seeds)
     }
 
 
@@ -92,7 +98,7 @@ class Summary(NamedTuple):
 def summarise_groups(seeds: Seeds) -> dict[str, Summary]:
     """Return the summary of each group over SAE seeds."""
     found = {}
-    for group in seeds[0].groups:
+    for group in list_groups(seeds):
         rows = []
         for one in seeds:
             members = one.groups[group]

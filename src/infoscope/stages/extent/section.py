@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import OVER_SEEDS, PERCENT, Align, Column, Table
+from infoscope.report.tables import OVER_SEEDS, PERCENT, Align, Column, Table, compute_stat, format_number
 from infoscope.scope.config import By
 from infoscope.scope.partial_ranks import MIN_LATENTS
-from infoscope.scope.partition import name_group
+from infoscope.scope.partition import ENDS, name_group
 from infoscope.stages.confounds.numbers import Correlation, Separation
 from infoscope.stages.confounds.section import SUBSET_COLUMNS, add_subsets
 from infoscope.stages.extent.corners import Corner
@@ -43,7 +43,7 @@ def make_extent_section(seeds: Seeds, design: str, corners: Sequence[Corner] = (
     separations = separate_seeds(seeds)
     tables = {
         "extent": _make_response_table(curves, seeds),
-        "extent_groups": _make_group_table(summaries),
+        "extent_groups": _make_group_table(summaries, seeds),
         "extent_correlates": _make_correlation_table(correlations),
     }
     if separations:
@@ -67,7 +67,8 @@ def make_extent_section(seeds: Seeds, design: str, corners: Sequence[Corner] = (
             "Features whose maps stay or move, on narrow or wide evidence, each on its best images. Small square: the"
             " patch where it fires most; large one: the smallest measured window that keeps half of its response."
             " Below: the response to the patch alone, then to that window; none: no measured one keeps half; unknown:"
-            " donors excite the feature nearly as much as this image does.",
+            " donors excite the feature nearly as much as this image does. The extent is read off all images of a"
+            " feature together, so that the windows of single ones differ. No row: no feature lies there.",
         )
     return ReportSection(
         name="extent",
@@ -125,7 +126,7 @@ def _make_response_table(curves: Mapping[str, Curve], seeds: Seeds) -> Table:
     return table
 
 
-def _make_group_table(summaries: Mapping[str, Summary]) -> Table:
+def _make_group_table(summaries: Mapping[str, Summary], seeds: Seeds) -> Table:
     columns = [
         Column("group", "group", Align.left),
         Column("n", "features", digits=0, is_count=True),
@@ -140,14 +141,26 @@ def _make_group_table(summaries: Mapping[str, Summary]) -> Table:
         "Extent: side of the smallest window that keeps half of the response, less the patch itself, as a share of the"
         " grid's side less one patch; interpolated between radii. 0: the patch is enough, 1: no measured window is."
         " Context effect: share of the variance of the activation, over the patch's own or the donor's pixels in its"
-        " own or the donor's surroundings, that lies within the same patch. Mean extent: the share of the response"
-        " that windows lose, averaged over their sides from one patch to the grid's.",
+        " own or the donor's surroundings, that lies within the same patch; a feature that is silent unless both are"
+        " its own has 2/3. Mean extent: the share of the response that windows lose, averaged over their sides from one"
+        " patch to the grid's.",
+        *_say_gamma(seeds),
         OVER_SEEDS,
     ]
     table = Table("extent_groups", "Extent and context effect by group", columns, notes)
     for name, of in summaries.items():
         table.add_row(name_group(name), *of)
     return table
+
+
+def _say_gamma(seeds: Seeds) -> list[str]:
+    """Say what divides the two groups, where one threshold does."""
+    by, gammas = seeds[0].scope.by, [one.scope.partition.gamma for one in seeds]
+    (above, below), known = ENDS[by], [gamma for gamma in gammas if gamma is not None]
+    if len(known) < len(gammas) or not {above, below} <= seeds[0].groups.keys():
+        return []
+    gamma = format_number(compute_stat(known).mean, 4)
+    return [f"Groups: {name_group(above)} above gamma of {by.words}, {gamma}, {name_group(below)} up to it."]
 
 
 def _make_correlation_table(correlations: Mapping[str, Mapping[str, Correlation]]) -> Table:

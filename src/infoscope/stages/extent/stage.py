@@ -34,7 +34,7 @@ class Extent(PublishedPart, SeedStage[ExtentResult]):
 
     kind, holds = "extent", ExtentResult
     version = 2
-    report_version = 3
+    report_version = 4
     is_optional = in_report_at_hand = True
     columns = (
         *(Column(f"median_{key}", f"median {name}", digits=3) for key, name in MEASURES.items()),
@@ -138,7 +138,7 @@ def describe_design(ctx: Context) -> str:
     """
     scope, d_sae = ctx.config.scope, count_latents(ctx)
     wanted = wish_design(d_sae, find_sizes(ctx).grid, scope.n_ranks, scope.extent)
-    return say_design(d_sae, wanted, design_of(ctx), scope.extent.budget_images)
+    return say_design(d_sae, wanted, design_of(ctx), scope.extent)
 
 
 def _key_of_windows(ctx: Context) -> Key:
