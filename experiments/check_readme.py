@@ -26,12 +26,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
 from claims import DIFFERS, LOST, MISSING, NEAR, Finding, check_claims
 from infoscope.commands.collect.opening import ContextFactory
-from infoscope.commands.experiments.sweep import Experiment, Sweep, run_command
+from infoscope.commands.experiments.sweep import BUILD_NOTHING, Experiment, Sweep, run_command
 from infoscope.config.tree import compose
 from infoscope.pipeline.run import find_stage, run
 from infoscope.report.tables import Align, Column, Table
@@ -81,7 +82,7 @@ def find_tables(name: str, *overrides: str, copy: str = "") -> Find:
 
 def write_tables(experiment: Experiment[Any], arguments: Sequence[str], builds: bool) -> Path | None:
     """Return the folder of an experiment's tables, written from what exists or is built; None: something is missing."""
-    sweep = Sweep(experiment, [*arguments, *([] if builds else ["build=false"])])
+    sweep = Sweep(experiment, [*arguments, *([] if builds else [BUILD_NOTHING])])
     sweep.run()
     if sweep.failures or sweep.missing or sweep.output_dir is None:
         return None
@@ -126,7 +127,9 @@ def find_swapped(*overrides: str) -> Find:
 def find_measures(given: Sequence[str], builds: bool) -> Path | None:
     """The tables of scope_measures.py, which writes the SAE of its positive control."""
     script = load_script("scope_measures")
-    return write_tables(script.add_marks(list(given)), given, builds)
+    asked = [*given, *([] if builds else [BUILD_NOTHING])]
+    with TemporaryDirectory() as scratch:
+        return write_tables(script.add_marks(asked, Path(scratch)), given, builds)
 
 
 def find_cross(given: Sequence[str], builds: bool) -> Path | None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from infoscope.data.config import Planted
 from infoscope.data.scenes.scene_set import MarkedScenes, save_scenes
+from infoscope.runtime.files import atomic_write
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.load import load_backbone
 from infoscope.vision.open_clip.weights import LOCAL_WEIGHTS, SHIPPED_FOLDER
@@ -87,7 +88,8 @@ def tune_clip(scenes: MarkedScenes, folder: Path, n_steps: int, batch_size: int,
     folder.mkdir(parents=True, exist_ok=True)
     for file in SHIPPED_FOLDER.glob("*.json"):
         shutil.copy(file, folder)
-    save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, folder / LOCAL_WEIGHTS[0])
+    with atomic_write(folder / LOCAL_WEIGHTS[0]) as file:  # the last one: who finds it takes the model for whole
+        save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, file)
 
 
 def main(arguments: list[str]) -> int:

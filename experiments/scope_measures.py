@@ -21,6 +21,7 @@ the features of each half by each measure, the SAE's error kept.
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,19 +35,23 @@ from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 
 from infoscope.commands.experiments.runs import Run, Shown, is_swept
-from infoscope.commands.experiments.sweep import Experiment, main
-from infoscope.config.tree import Config
+from infoscope.commands.experiments.sweep import BUILD_NOTHING, Experiment, run_command, run_experiment
+from infoscope.config.sweeps import expand_sweep
+from infoscope.config.tree import Config, compose
 from infoscope.data.config import Planted
 from infoscope.data.images import Truth
 from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import Node
 from infoscope.report.figure_style import FAINT, HIGH, LOW, MIDDLE, make_figure
 from infoscope.report.joining import Part, join_tables
 from infoscope.report.tables import Align, Column, Table, compute_stat, format_number, format_signed
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.output import say
 from infoscope.sae.activations import ReLU
 from infoscope.sae.checkpoint import save_sae
 from infoscope.sae.config import TopKConfig
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.ablations import Ablation
 from infoscope.scope.agreement import compute_split_half, correct_halves, match_latents
 from infoscope.scope.combining import combine_out_of_fold
 from infoscope.scope.config import By, Donor
@@ -65,7 +70,7 @@ from infoscope.stages.images import open_split
 from infoscope.stages.probe.against_random import make_table_against_random
 from infoscope.stages.probe.results import Result
 from infoscope.stages.probe.run import probe_variants
-from infoscope.stages.probe.stage import read_probed
+from infoscope.stages.probe.stage import Probe, read_probed
 from infoscope.stages.probe.tables import make_main_table, make_matched_table
 from infoscope.stages.sae import sae_of
 from infoscope.stages.score.stage import Score
@@ -199,13 +204,28 @@ def divide(config: Config, by: By) -> Config:
     return replace(config, partition=replace(config.partition, by=by))
 
 
-def read_divided(ctx: Context) -> list[Result]:
-    """Return what the probes read without each half, without random groups of its mass, and at equal frequency."""
-    probed = {}
-    for seed in ctx.config.seeds:
+class Removal(Probe):
+    """Probes without each half, without random groups of its mass, and at equal frequency."""
+
+    def variants(self, ctx: Context, seed: int) -> list[Ablation]:
         original, *others = ablations_of(ctx, seed)
         matched = [one for one in matched_ablations_of(ctx, seed) if find_matching(one.group or "") == FREQUENCY]
-        probed[seed] = probe_variants(ctx, seed, [original, *filter(is_swept, others), *matched])
+        return [original, *filter(is_swept, others), *matched]
+
+
+def list_goals(ctx: Context) -> Iterator[Node]:
+    """Yield what `measure` makes."""
+    config = ctx.config
+    yield from Extent().goals(ctx)
+    if config.data.planted is not Planted.marks:
+        yield from (Extent.at(ctx.beside(other), config.seeds[0]) for _, other in list_designs(config))
+        if config.stage.name != "extent":
+            yield from (node for by in By for node in Removal().goals(ctx.beside(divide(config, by))))
+
+
+def read_divided(ctx: Context) -> list[Result]:
+    """Return what the probes of `Removal` read; what is missing is trained."""
+    probed = {seed: probe_variants(ctx, seed, Removal().variants(ctx, seed)) for seed in ctx.config.seeds}
     return read_probed(ctx, probed)
 
 
@@ -466,32 +486,50 @@ EXPERIMENT = Experiment(
     measure,
     show,
     stages=["probe", "extent"],
+    goals=list_goals,
     settings=["data.planted=nothing data.seed=7"],
 )
 
 
-def add_marks(arguments: Sequence[str]) -> Experiment[Found]:
-    """Return the experiment with a model and a control that know broad facts; without for another model or SAE."""
-    given = dict(one.partition("=")[::2] for one in arguments)
+def add_marks(arguments: Sequence[str], scratch: Path) -> Experiment[Found]:
+    """Return the experiment with a model and a control that know broad facts; without for another model or SAE.
+
+    Both are made if they are missing; a plan leaves the settings of the model out then.
+
+    Args:
+        scratch: where a plan has the control's SAE.
+    """
+    given = {one.partition("=")[0] for one in arguments}
     of_sae = any(key.split(".")[0] == "sae" for key in given)  # debug=tiny has some too; the SAE here is imported
-    if of_sae or {"-h", "--help", "model", "data.planted", "debug"} & given.keys():
+    if of_sae or {"model", "data.planted", "debug"} & given:
         return EXPERIMENT
-    directions, folder = PlantedFacts().directions, Path(given.get("output_dir", "outputs")) / "experiments"
+    config = compose(expand_sweep([one for one in arguments if not one.startswith("build=")])[0])
+    directions, folder = PlantedFacts().directions, Path(config.output_dir) / "experiments"
     sae = SparseAutoencoder(directions.shape[1], len(directions), ReLU(), seed=0)
     with torch.no_grad():
         sae.W_enc.copy_(directions.T)
         sae.W_dec.copy_(directions)
         sae.b_enc.fill_(-0.5)  # what rounding leaves of other codes does not fire
-    folder /= "planted_facts_sae"
-    save_sae(folder, sae)
-    control = f"data.planted=marks data.seed=7 model=planted_facts {SMALL} sae=import sae.path={folder}"
-    tuned = folder.parent / MARKED_CLIP
-    if not (tuned / LOCAL_WEIGHTS[0]).exists():
-        make_marked_clip([str(tuned)])
+    path, tuned = (scratch if config.plan else folder) / "planted_facts_sae", folder / MARKED_CLIP
+    save_sae(path, sae)
+    control = f"data.planted=marks data.seed=7 model=planted_facts {SMALL} sae=import sae.path={path}"
     model = f"data.planted=marks model.pretrained=local-dir:{tuned}"
     trained = [f"{model} data.seed={TUNED_SEED}", f"{model} data.seed={DENSE_SEED} sae.k={DENSE_K}"]
+    if not (tuned / LOCAL_WEIGHTS[0]).exists() and BUILD_NOTHING not in arguments:
+        if config.plan:
+            say("A CLIP is tuned first, some 4 minutes of one core: what is measured on it can be planned afterwards.")
+            trained = []
+        else:
+            make_marked_clip([str(tuned)])
     return replace(EXPERIMENT, settings=[*EXPERIMENT.settings, *trained, control])
 
 
+def run(arguments: Sequence[str]) -> list[str]:
+    """Run the experiment with what `add_marks` adds, and return what failed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return run_experiment(add_marks(arguments, Path(scratch)), arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(main(add_marks(sys.argv[1:]), sys.argv[1:]))
+    given = sys.argv[1:]
+    sys.exit(run_command(EXPERIMENT.name, __doc__, partial(run, given), given))

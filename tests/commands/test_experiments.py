@@ -193,6 +193,13 @@ def test_a_plan_measures_nothing(run_counting: Callable[..., int], tmp_path: Pat
     assert not list((tmp_path / "artifacts").glob("scenes/train-*"))
 
 
+def test_a_plan_counts_what_other_stages_make(
+    counting: Experiment[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(replace(counting, also=["confounds"]), make_overrides(tmp_path, "plan=true")) == 0
+    assert "confounds, seed 0" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", SWEEPS)
 def test_help_is_the_files_docstring_and_every_command_of_it_can_be_composed(
     name: str, capsys: pytest.CaptureFixture[str]

@@ -158,13 +158,48 @@ def test_the_control_reads_the_directions_of_the_backbone(
 ) -> None:
     made: list[str] = []
     monkeypatch.setattr(module, "make_marked_clip", made.extend)
-    _, tuned, dense, control = module.add_marks([f"output_dir={tmp_path}", "stage=extent"]).settings
+    settings = module.add_marks([f"output_dir={tmp_path}", "stage=extent"], tmp_path / "scratch").settings
+    _, tuned, dense, control = settings
     assert tuned == f"data.planted=marks model.pretrained=local-dir:{made[0]} data.seed=8"
     assert dense == f"data.planted=marks model.pretrained=local-dir:{made[0]} data.seed=9 sae.k=32"
     sae = load_sae(control.split("sae.path=")[1])
     torch.testing.assert_close(sae.encode(PlantedFacts().directions), torch.eye(len(CODES)) / 2)
-    for asked in ("model=scenes_clip", "data.planted=nothing", "sae.expansion_factor=2", "debug=tiny", "--help"):
-        assert module.add_marks([asked]) is module.EXPERIMENT
+    for asked in ("model=scenes_clip", "data.planted=nothing", "sae.expansion_factor=2", "debug=tiny"):
+        assert module.add_marks([asked], tmp_path) is module.EXPERIMENT
+    assert module.add_marks([f"output_dir={tmp_path}", "build=false"], tmp_path / "scratch").settings == settings
+    assert len(made) == 1
+    assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.parametrize("plan", ["plan=true", "plan=1"])
+def test_a_plan_tunes_nothing_and_says_so(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plan: str
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(module, "make_marked_clip", made.extend)
+    asked = [f"output_dir={tmp_path / 'out'}", plan]
+    settings = module.add_marks(asked, tmp_path / "scratch").settings
+    assert [one.split()[:2] for one in settings] == [
+        ["data.planted=nothing", "data.seed=7"],
+        ["data.planted=marks", "data.seed=7"],
+    ]
+    assert "A CLIP is tuned first" in capsys.readouterr().out
+    assert not made
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out" / "experiments" / "marked_clip").mkdir(parents=True)
+    (tmp_path / "out" / "experiments" / "marked_clip" / module.LOCAL_WEIGHTS[0]).touch()
+    assert len(module.add_marks(asked, tmp_path / "scratch").settings) == 4
+
+
+def test_a_plan_counts_the_other_designs_and_what_is_divided(
+    module: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for overrides, n_probes in (["stage=probe"], len(By)), (["stage=extent"], 0):
+        assert main(module.EXPERIMENT, make_overrides(tmp_path, *overrides, "data.planted=nothing", "plan=true")) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert sum(line.startswith("extent, seed 0") for line in lines) == 4
+        assert sum(line.startswith("probe, seed 0") for line in lines) == n_probes
+        assert sum(line.startswith("rank, seed 0") for line in lines) == 1
 
 
 def test_photographs_are_refused(module: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

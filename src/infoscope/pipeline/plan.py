@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from infoscope.pipeline.passes import PassStage
-from infoscope.pipeline.stage import Node, Work
+from infoscope.pipeline.stage import Handle, Node, NotBuiltYet, Work
 from infoscope.runtime.environment import describe_environment
 from infoscope.runtime.manifests import MANIFEST, compute_hash
 from infoscope.runtime.progress import format_bytes, format_seconds
+from infoscope.runtime.read_only import MissingArtifact
 
 Rates = Mapping[tuple[str, str], tuple[int, float]]
 """How many things were done in how many seconds, by kind and by the hash of what else that depends on."""
@@ -60,7 +62,8 @@ def make_plan(goals: Sequence[Node], rates: Rates | None = None) -> list[Step]:
     """The tokens that passes read: of several, all measure in one reading."""
 
     def visit(node: Node) -> None:
-        if node.place in steps:
+        place = _find_place(node)
+        if place in steps:
             return
         n_built, n_reused, is_bound = node.stage.count(node.ctx, *node.item)
         for _, needed in node.needs if n_built else ():  # what exists asks for nothing
@@ -71,11 +74,19 @@ def make_plan(goals: Sequence[Node], rates: Rates | None = None) -> list[Step]:
             read.add(node.needs.tokens.place)
         seconds = find_seconds(rates or {}, node.stage.kind, work)
         total = None if seconds is None else n_built * seconds
-        steps[node.place] = Step(node.stage.describe(node.ctx, *node.item), n_built, n_reused, is_bound, work, total)
+        steps[place] = Step(node.stage.describe(node.ctx, *node.item), n_built, n_reused, is_bound, work, total)
 
     for goal in goals:
         visit(goal)
     return list(steps.values())
+
+
+def _find_place(node: Node) -> Any:
+    """Return the identity of a thing, which is one artifact though several configurations of a run ask for it."""
+    if isinstance(node, Handle):
+        with suppress(NotBuiltYet, MissingArtifact):
+            return node.hash
+    return node.ctx, node.place
 
 
 def read_rates(root: Path) -> Rates:

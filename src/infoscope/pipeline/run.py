@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -127,12 +127,19 @@ def run_stage(ctx: Context) -> Any:
     return find_stage(ctx).end(ctx)
 
 
-def plan_stage(ctx: Context, rates: Rates | None = None) -> list[Step]:
-    """Return what the configured stage would reuse and build; nothing is built for it."""
+def plan_stage(
+    ctx: Context, rates: Rates | None = None, list_goals: Callable[[Context], Iterable[Node]] | None = None
+) -> list[Step]:
+    """Return what the configured stage would reuse and build; nothing is built for it.
+
+    Args:
+        list_goals: what is asked for of a context, where that is not the stage's own.
+    """
     reading = ctx.reading()
-    return make_plan([*set_goals(reading), *find_stage(reading).reads(reading)], rates)
+    goals = [*set_goals(reading), *find_stage(reading).reads(reading)]
+    return make_plan(goals if list_goals is None else [*list_goals(reading)], rates)
 
 
-def show_plan(ctx: Context) -> None:
-    """Print what the configured stage would reuse and build."""
-    print_plan(plan_stage(ctx, read_rates(ctx.store.root)), ctx.display.console)
+def show_plan(ctx: Context, list_goals: Callable[[Context], Iterable[Node]] | None = None) -> None:
+    """Print what the configured stage would reuse and build; `list_goals` as `plan_stage`."""
+    print_plan(plan_stage(ctx, read_rates(ctx.store.root), list_goals), ctx.display.console)

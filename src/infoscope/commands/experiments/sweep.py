@@ -8,7 +8,7 @@ With `build=false` what exists is all that is used, such as what a sweep of `inf
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ from infoscope.commands.experiments.runs import Found, Run, Shown
 from infoscope.config.sweeps import check_layers, expand_sweep, find_layers, find_swept, make_commands
 from infoscope.config.tree import Config, compose
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.run import apply_trainer, check, set_goals, show_plan
+from infoscope.pipeline.run import apply_trainer, check, find_stage, set_goals, show_plan
+from infoscope.pipeline.stage import Node, Stage
 from infoscope.report.figure_style import save_figure
 from infoscope.report.tables import Stat, Value, compute_stat
 from infoscope.runtime import processes
@@ -73,6 +74,7 @@ class Experiment(Generic[Found]):
         defaults: overrides that hold unless the user gives the same key or its group; values with commas are a sweep.
         is_scored: whether `measure` scores features, so that there is a gamma to name.
         also: stages that make what else `measure` reads, besides the stage asked for.
+        goals: all that `measure` makes, where that is not what the stage asked for and `also` make.
         settings: overrides, separated by blanks, of configurations that are compared although no sweep has them all,
             such as kinds of SAEs with a setting of their own each; all of them begin with the same key, by which the
             user chooses among them. Every combination of the user's is run under each.
@@ -86,6 +88,7 @@ class Experiment(Generic[Found]):
     defaults: Sequence[str] = ()
     is_scored: bool = True
     also: Sequence[str] = ()
+    goals: Callable[[Context], Iterable[Node]] | None = None
     settings: Sequence[str] = ()
 
 
@@ -257,10 +260,9 @@ class Sweep:
         layers = find_layers(overrides, self.combinations)
         ctx = self._contexts.open(config, Job(folder, overrides=tuple(overrides), layers=layers))
         if self.builds:
-            stages = [registry.find_entry(name).load()() for name in self.experiment.also]
-            check(ctx, [stage for stage in stages if stage.is_without_maps or has_maps(ctx)])
+            check(ctx, self._find_also(ctx))
         if config.plan:
-            show_plan(ctx)
+            show_plan(ctx, self.experiment.goals or self._list_goals)
             return
         set_goals(ctx)
         with ctx.tracking:
@@ -270,6 +272,15 @@ class Sweep:
         names = [f"k_CDS {facts['k_cds']}", name_gamma(config)] if self.experiment.is_scored else []
         names = [f"{facts['model']}", _name_place(config.model.site, facts["layer"]), *names, f"{facts['setting']}"]
         self.runs.append(Run(config, ", ".join(filter(None, names)), facts, found))
+
+    def _find_also(self, ctx: Context) -> list[Stage]:
+        stages = [registry.find_entry(name).load()() for name in self.experiment.also]
+        return [stage for stage in stages if stage.is_without_maps or has_maps(ctx)]
+
+    def _list_goals(self, ctx: Context) -> Iterator[Node]:
+        """Yield what the stage asked for makes and reads, and what `also` does."""
+        for stage in (find_stage(ctx), *self._find_also(ctx)):
+            yield from (*stage.goals(ctx), *stage.reads(ctx))
 
     def _describe(self, ctx: Context, number: int) -> dict[str, Value]:
         config, choices = ctx.config, describe_choices(ctx.config)
