@@ -50,6 +50,7 @@ from infoscope.runtime.output import say
 from infoscope.sae.activations import ReLU
 from infoscope.sae.checkpoint import save_sae
 from infoscope.sae.config import TopKConfig
+from infoscope.sae.import_config import ImportedConfig
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.ablations import Ablation
 from infoscope.scope.agreement import compute_split_half, correct_halves, match_latents
@@ -86,8 +87,8 @@ N_LATENTS = 128
 """Features of which extents are measured otherwise, drawn from those that fire."""
 ONE_EACH = "one image and one donor each"
 CONTROL, TUNED = "positive control", "tuned scenes_clip"
-MARKED_CLIP = "marked_clip"
-"""Folder of the tuned model."""
+MARKED_CLIP, CONTROL_SAE = "marked_clip", "planted_facts_sae"
+"""Folders of the tuned model, and of the SAE of the control."""
 TUNED_SEED, DENSE_SEED = 8, 9
 """Of the scenes with marks: on those of seed 7 the mean extent was chosen, on those of seed 8 the denser SAE."""
 DENSE_K = 32
@@ -169,8 +170,14 @@ def measure_seed(ctx: Context, seed: int) -> OfSeed:
         *(-properties.firing_rate, -properties.support),
     )
     decoder = sae_of(ctx, seed).load().W_dec.detach().float().cpu().numpy()
-    known = find_known(confounds, ctx.config.model.kind is ModelKind.planted_facts)
+    known = find_known(confounds, reads_formula(ctx.config))
     return OfSeed(dict(zip(MEASURES, values, strict=True)), scores, confounds, extent, decoder, known)
+
+
+def reads_formula(config: Config) -> bool:
+    """Return whether it is the formula, read by an SAE of its own directions: others say nothing by their position."""
+    is_formula, sae = config.model.kind is ModelKind.planted_facts, config.sae
+    return is_formula and isinstance(sae, ImportedConfig) and sae.path.endswith(CONTROL_SAE)
 
 
 def find_known(confounds: ConfoundResult, is_control: bool) -> dict[str, Bool[np.ndarray, " d_sae"]]:
@@ -195,6 +202,8 @@ def list_designs(config: Config) -> Iterator[tuple[str, Config]]:
         ONE_EACH: replace(extent, n_images=1, n_donors=1),
     }
     for words, other in others.items():
+        if other == extent:  # what it would be held against
+            continue
         some = replace(other, n_latents=min(extent.n_latents or N_LATENTS, N_LATENTS))
         yield words, replace(config, scope=replace(config.scope, extent=some))
 
@@ -469,7 +478,7 @@ def make_part(run: Run[Found], table: Table, by: By | None = None) -> Part:
 def name_run(run: Run[Found]) -> str:
     """Return which run it is: the control or the tuned model, whose labels would be long, or the configuration."""
     model, sae = run.config.model, run.config.sae
-    if model.kind is ModelKind.planted_facts:
+    if reads_formula(run.config):
         return CONTROL
     if (model.pretrained or "").endswith(MARKED_CLIP):
         return DENSE if isinstance(sae, TopKConfig) and sae.k == DENSE_K else TUNED
@@ -510,7 +519,7 @@ def add_marks(arguments: Sequence[str], scratch: Path) -> Experiment[Found]:
         sae.W_enc.copy_(directions.T)
         sae.W_dec.copy_(directions)
         sae.b_enc.fill_(-0.5)  # what rounding leaves of other codes does not fire
-    path, tuned = (scratch if config.plan else folder) / "planted_facts_sae", folder / MARKED_CLIP
+    path, tuned = (scratch if config.plan else folder) / CONTROL_SAE, folder / MARKED_CLIP
     save_sae(path, sae)
     control = f"data.planted=marks data.seed=7 model=planted_facts {SMALL} sae=import sae.path={path}"
     model = f"data.planted=marks model.pretrained=local-dir:{tuned}"

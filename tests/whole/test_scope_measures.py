@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from infoscope.commands.experiments.sweep import main
+from infoscope.config.tree import compose
 from infoscope.sae.loading import load_sae
 from infoscope.scope.config import By
 from infoscope.scope.confounds import ConfoundResult, LatentProperties
@@ -119,6 +120,33 @@ def test_local_features_of_the_control_are_those_of_single_patches(module: Modul
     np.testing.assert_array_equal(known["broad"], ~is_local)
     rarely = replace(confounds, properties=replace(properties, image_rate=np.full(n, 0.01)))
     assert not module.find_known(rarely, is_control=True)["local"].any()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (
+            ["data.planted=marks", "model=planted_facts", "sae=import", "sae.path=out/planted_facts_sae"],
+            "positive control",
+        ),
+        (["model=planted_facts"], "label"),  # another SAE's latents are not the formula's codes
+        (["model=planted_facts", "sae=import", "sae.path=out/mine"], "label"),
+        (["data.planted=marks", "model.pretrained=local-dir:out/marked_clip"], "tuned scenes_clip"),
+        (["data.planted=marks", "model.pretrained=local-dir:out/marked_clip", "sae.k=32"], "tuned with sae.k=32"),
+        (["data.planted=marks"], "label"),
+    ],
+)
+def test_a_run_is_called_what_it_is(module: ModuleType, overrides: list[str], name: str) -> None:
+    config = compose(overrides)
+    assert module.name_run(SimpleNamespace(config=config, label="label")) == name
+    assert module.reads_formula(config) is (name == "positive control")
+
+
+def test_no_design_is_held_against_itself(module: ModuleType) -> None:
+    means = dict(module.list_designs(compose(["scope.extent.donor=mean"])))
+    assert "donors: a mean colour" not in means
+    assert "donors: a mean colour" in dict(module.list_designs(compose([])))
+    assert means[module.ONE_EACH].scope.extent.n_images == 1
 
 
 def test_halves_and_seeds_that_agree_are_told_from_those_that_do_not(module: ModuleType) -> None:
