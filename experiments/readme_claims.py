@@ -959,13 +959,11 @@ AGAINST = "scope_measures/removal_against_random/by={};group={};metric={}/{}"
 GAIN = ("gain", "gain_from", "gain_to")
 SCOPE_MEASURES_README = (
     Claim(
-        "on scenes of another seed, with an AUROC of {} where the CDS has {} (a difference of {}, {} to {} over"
-        " features), mean extent (the share that such windows lose, averaged over their sizes)"
-        " with {}, context effect (the share of an activation's variance that all but its own patch makes) with {}:",
+        "on scenes of another seed, with an AUROC of {} by extent, {} by mean extent and {} by context effect, where the"
+        " CDS has {} (extent differs from it by {}, {} to {} over features):",
         [
-            *(TRUTH.format(SCENES, "global", key, "all") for key in ("extent", "cds")),
+            *(TRUTH.format(SCENES, "global", key, "all") for key in ("extent", "mean_extent", "context_effect", "cds")),
             *(TRUTH.format(SCENES, "global", "extent", of) for of in GAIN),
-            *(TRUTH.format(SCENES, "global", key, "all") for key in ("mean_extent", "context_effect")),
         ],
     ),
     Claim(
