@@ -959,8 +959,8 @@ AGAINST = "scope_measures/removal_against_random/by={};group={};metric={}/{}"
 GAIN = ("gain", "gain_from", "gain_to")
 SCOPE_MEASURES_README = (
     Claim(
-        "on scenes of another seed, with an AUROC of {} by extent, {} by mean extent and {} by context effect, where the"
-        " CDS has {} (extent differs from it by {}, {} to {} over features):",
+        "on scenes of another seed, with an AUROC of {} by extent, {} by mean extent and {} by context effect, where"
+        " the CDS has {} (extent differs from it by {}, {} to {} over features):",
         [
             *(TRUTH.format(SCENES, "global", key, "all") for key in ("extent", "mean_extent", "context_effect", "cds")),
             *(TRUTH.format(SCENES, "global", "extent", of) for of in GAIN),
