@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -402,3 +403,6 @@ def test_a_plan_says_what_the_budget_leaves_out(finished: Path) -> None:
     windows = "2 images, 2 donors (other images), radii 0, 1, 2, 3, 5; all 32 latents: at most 1,376 pictures"
     assert f"Windows: {windows}" in planned.text
     assert "Wanted were 3 images" in planned.text
+    held = re.search(r"at most ([\d.]+) MB of memory", planned.text.replace("\n", " "))
+    assert held is not None
+    assert float(held[1]) > 64 * 3 * 96**2 / 1e6  # pictures of a batch, and of the donors

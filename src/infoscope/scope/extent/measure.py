@@ -27,7 +27,7 @@ from infoscope.scope.maps import Pairs, WantedMaps, encode_pairs
 from infoscope.scope.ranking import Ranking
 from infoscope.vision.backbone import Backbone
 
-_MAX_ACTS = 2**24
+MAX_ACTS = 2**24
 """Places for activations of donors that are made at a time."""
 
 
@@ -239,7 +239,7 @@ class _Windows:
         latents: Int[np.ndarray, " n"],
     ) -> Float[np.ndarray, "n n_donors"]:
         """Return how strongly each latent fires at its site's patch in each donor itself."""
-        n_at_once = max(1, _MAX_ACTS // (chosen.shape[1] * self.wanted.sae.d_sae))
+        n_at_once = max(1, MAX_ACTS // (chosen.shape[1] * self.wanted.sae.d_sae))
         own = [np.zeros((0, chosen.shape[1]), np.float32)]
         for start in range(0, len(sites), n_at_once):
             some = slice(start, start + n_at_once)

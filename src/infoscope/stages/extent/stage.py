@@ -12,7 +12,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
 from infoscope.scope.extent.design import Design, choose_design, key_of_design, say_design, wish_design
-from infoscope.scope.extent.measure import measure_extent
+from infoscope.scope.extent.measure import MAX_ACTS, measure_extent
 from infoscope.scope.extent.result import ExtentResult
 from infoscope.scope.extent.windows import check_donors
 from infoscope.stages.backbone import compile_backbone, fingerprint_model, hook_of, load_backbone
@@ -81,20 +81,25 @@ class Extent(PublishedPart, SeedStage[ExtentResult]):
                 up.ranking.load(),
                 scope.extent,
                 layer=ctx.config.model.layer,
-                batch_images=2 * scope.choose_batch(ctx.device.type),
+                batch_images=_count_batch(ctx),
                 n_readers=ctx.config.data.n_workers,
                 progress=advance,
                 progress_folder=work.progress,
             )
 
     def work(self, ctx: Context, seed: int) -> Work:
-        design = design_of(ctx)
-        name = ctx.config.model.name
+        design, sizes, name = design_of(ctx), find_sizes(ctx), ctx.config.model.name
+        n_bytes = design.n_bytes * count_latents(ctx) * design.n_images
+        n_batch = _count_batch(ctx)
+        n_pictures = n_batch + (design.n_pool or n_batch)  # of a batch, and the donors
+        n_acts = min(MAX_ACTS, design.n_latents * design.n_images * design.n_donors * count_latents(ctx))
+        held = n_bytes + n_pictures * sizes.n_patches * (3 * sizes.patch_px**2 + 4 * sizes.d_in)
         return Work(
             design.n_latents * design.n_images,
             [name, design.n_latents, design.n_images, design.n_donors, list(design.radii)],
             forwards=design.n_forwards,
-            disk_bytes=design.n_bytes * count_latents(ctx) * design.n_images,
+            disk_bytes=n_bytes,
+            memory_bytes=held + 2 * 4 * n_acts,  # pre-activations, and what is made of them
             is_bound=True,
             says=f"Windows: {describe_design(ctx)}",
         )
@@ -118,6 +123,11 @@ class Extent(PublishedPart, SeedStage[ExtentResult]):
     def _find(self, ctx: Context, seed: int) -> Found:
         table = join_latents(ctx, seed, (Rank, Score, Confounds, Extent))
         return Found(self.at(ctx, seed).load(), scope_of(ctx, seed), Confounds.at(ctx, seed).load(), table)
+
+
+def _count_batch(ctx: Context) -> int:
+    """Return how many pictures are encoded at a time, twice as many as images are scored."""
+    return 2 * ctx.config.scope.choose_batch(ctx.device.type)
 
 
 def design_of(ctx: Context) -> Design:
