@@ -48,6 +48,7 @@ def make_table(seed: int = 0, n: int = 240, **more: np.ndarray) -> LatentTable:
         "nothing": (np.full(n, np.nan), "nothing", "1"),
         "level": (np.repeat([0, 1], [n // 4, n - n // 4]), "Matryoshka level", "1"),
         "words": (np.full(n, "a"), "words", ""),
+        "n_read": (np.arange(n) % 7, "images from which another is read", "images"),
         **{name: (of, name, "1") for name, of in more.items()},
     }
     table.add("describe", [LatentColumn(name, *of) for name, of in values.items()])

@@ -21,12 +21,13 @@ LEVEL = 0.05
 def list_quantities(tables: Sequence[LatentTable]) -> list[LatentColumn]:
     """Return the columns that the tables of all SAE seeds have, in the order of the first.
 
-    These are numbers and switches. Left out is what the score's own pairs of crops give, text, what no latent has, and
-    a column that is an earlier one times a number (where decoder rows have unit norm, the mass is the mean activation).
+    These are numbers and switches. Left out is what the score's own pairs of crops give, from how many images another
+    column is read, text, what no latent has, and a column that is an earlier one times a number (where decoder rows
+    have unit norm, the mass is the mean activation).
     """
     found: list[LatentColumn] = []
     for column in tables[0]:
-        name, is_number = column.name, column.values.dtype.kind in "fiub"
+        name, is_number = column.name, column.values.dtype.kind in "fiub" and column.unit != "images"
         is_given = is_number and column.source != Score.kind and all(name in table for table in tables)
         is_known = is_given and any(np.isfinite(table[name]).any() for table in tables)
         if is_known and not any(_are_alike(other.name, name, tables) for other in found):
