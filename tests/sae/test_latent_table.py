@@ -235,3 +235,13 @@ def test_a_setting_that_is_new_and_another_number_of_a_block_make_no_other_exper
         load_latents(tmp_path)
     shutil.rmtree(folder)
     assert "layer -2" in repr(load_latents(tmp_path))
+
+
+def test_groups_of_before_there_was_a_choice_of_what_divides_are_those_by_cds(tmp_path: Path) -> None:
+    for age, partition in enumerate([{"by": "extent"}, {"by": "cds"}, {}]):
+        folder = put(tmp_path, f"clip-topk-seed0-{age:016x}", make_table(0), age=-age)
+        (folder / "config.yaml").write_text(yaml.safe_dump({"partition": {"rule": None, **partition}}))
+    with pytest.raises(InputError, match=r"of 2 experiments.*2 \(partition.by=cds\).*0 \(partition.by=extent\)\.$"):
+        load_latents(tmp_path)
+    shutil.rmtree(tmp_path / "artifacts" / "latents" / f"clip-topk-seed0-{0:016x}")
+    assert len(load_latents(tmp_path)) == 3

@@ -23,6 +23,9 @@ _NAMED_FIRST = (
 )
 """What tells experiments apart in words, wherever it differs; other settings are named where these do not suffice."""
 
+_BEFORE = {"partition.by": "cds"}
+"""What held before a setting existed, of those whose other choices make other experiments."""
+
 
 def tell_experiments(folders: Sequence[Path], find_scores: Callable[[Path], str | None]) -> list[str]:
     """Return the newest artifact of each experiment, the newest first, as "NAME (what differs)"; [] where all are one.
@@ -34,7 +37,7 @@ def tell_experiments(folders: Sequence[Path], find_scores: Callable[[Path], str 
         folders: of artifacts of one kind, the newest last.
         find_scores: the hash of the scores that an artifact shows; None: not known.
     """
-    settings = [read_settings(folder) for folder in folders]
+    settings = [found and {**_BEFORE, **found} for found in map(read_settings, folders)]
     if len(settings) < 2:
         return []
     newest, layers = settings[-1], {}
