@@ -18,12 +18,15 @@ from infoscope.scope.config import By
 from infoscope.stages.backbone import find_model_facts
 from infoscope.stages.images import open_split
 from infoscope.stages.sae import describe_sae, has_maps, say_imported
-from infoscope.stages.score.stage import Score, key_of_groups
+from infoscope.stages.score.stage import Score, key_of_groups, say_ungrouped
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.hooks import POOLED, PROJECTED
 
 OF_CAPTIONS = "Images: here captions, each of which the text tower embeds in the place of an image."
 """The note on a page about captions, whose sections speak of images."""
+
+PAGE_VERSION = 1
+"""Part of the keys of pages about scores: raise it when all of them tell the experiment in another way."""
 
 
 class Published(Stage):
@@ -48,7 +51,7 @@ class Published(Stage):
 
     def report_key(self, ctx: Context) -> Key:
         """Return what determines the report."""
-        groups = key_of_groups(ctx) if self._has_scores(ctx) else {}
+        groups = {**key_of_groups(ctx), "page_version": PAGE_VERSION} if self._has_scores(ctx) else {}
         return {**{role: handle.hash for role, handle in self.report_sources(ctx).items()}, **groups}
 
     def _has_scores(self, ctx: Context) -> bool:
@@ -60,7 +63,10 @@ class Published(Stage):
         assert section is not None
         title = f"{section.title}: {ctx.config.model.name} on {ctx.config.data.kind.name}"
         note = OF_CAPTIONS if ctx.config.data.kind is DataKind.captions else ""
-        return Page(title, describe_experiment(ctx, self._has_scores(ctx)), note, sections=[section])
+        facts = describe_experiment(ctx, self._has_scores(ctx))
+        if self._has_scores(ctx) and (ungrouped := say_ungrouped(ctx)):
+            facts["scope"] += f"; {ungrouped}"
+        return Page(title, facts, note, sections=[section])
 
     def end(self, ctx: Context) -> ReportFiles:
         """Write the report, unless the same exists, and print it."""

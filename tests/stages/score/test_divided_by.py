@@ -17,7 +17,7 @@ from infoscope.stages.confounds.declared import find_cuts
 from infoscope.stages.score.figures import draw_cds_histograms
 from infoscope.stages.score.result import ScopeResult, list_columns, name_groups
 from infoscope.stages.score.stage import make_scope_section
-from infoscope.stages.score.tables import make_scope_table, summarise_scope
+from infoscope.stages.score.tables import make_scope_table, summarise_scope, tell_ungrouped
 from tests.support.report_samples import make_scope_result
 
 
@@ -52,6 +52,18 @@ def test_the_table_says_what_is_divided_and_nothing_of_undecided_features(extent
     of_cds = read_rows(make_scope_result())
     assert {"undecided", "high-scope (CDS > gamma)"} <= of_cds.keys()
     assert summarise_scope(scope)["n_wide"] == rows["wide (evidence extent > gamma)"]
+
+
+def test_features_in_no_group_are_told_with_their_mass(extents: np.ndarray) -> None:
+    scope = divide(extents, gamma=0.4)
+    fires, unknown = scope.firing_rate > 0, np.isnan(extents)
+    mass = 100 * scope.mass[unknown].sum() / scope.mass.sum()
+    assert tell_ungrouped([scope]) == (
+        f"{(unknown & fires).sum()} of {fires.sum()} features that fire ({mass:.1f}% of the mass) are in no group:"
+        " evidence extent not known"
+    )
+    assert tell_ungrouped([make_scope_result()] * 2).endswith("are in no group: not scored")
+    assert not tell_ungrouped([divide(np.linspace(0, 1, 200), gamma=0.4)])
 
 
 def test_bands_end_at_the_highest_value_of_what_is_divided(extents: np.ndarray) -> None:

@@ -39,7 +39,7 @@ from infoscope.stages.probe.run import TRUTHS, Probed, check_truths, like_of, li
 from infoscope.stages.probe.section import make_removal_section
 from infoscope.stages.probe.tables import make_main_table
 from infoscope.stages.sae import choose_tokens
-from infoscope.stages.score.stage import Score, needs_of_groups, scope_of, summarise_seed
+from infoscope.stages.score.stage import Score, needs_of_groups, say_ungrouped, scope_of, summarise_seed
 from infoscope.stages.tokens import Tokens, find_sizes
 from infoscope.vision.open_clip.source import is_of_origin
 
@@ -209,6 +209,7 @@ class Probe(ProbesOfVariants):
         kept = EditMode.error_preserving.name  # that of the original tokens too
         shown = [result for result in read_probed(ctx) if result["variant"]["mode"] == kept]
         table = make_main_table(shown, find_paper_reference(ctx.config))
+        table.notes += [f"{ungrouped}."] if (ungrouped := say_ungrouped(ctx)) else []
         table.notes.append("Reconstruct, differences and further metrics stand in the report: stage=report.")
         return [table]
 

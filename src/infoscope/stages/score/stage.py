@@ -31,7 +31,7 @@ from infoscope.stages.score.example_figure import Example, draw_examples
 from infoscope.stages.score.examples import count_locked, read_examples, say_locked
 from infoscope.stages.score.figures import draw_cds_histograms
 from infoscope.stages.score.result import ScopeResult, list_columns
-from infoscope.stages.score.tables import make_scope_table, summarise_scope
+from infoscope.stages.score.tables import make_scope_table, summarise_scope, tell_ungrouped
 from infoscope.stages.tokens import find_sizes
 
 
@@ -243,6 +243,14 @@ def scope_of(ctx: Context, seed: int) -> ScopeResult:
         by=config.partition.by,
         measured=None if config.partition.by is By.cds else measure_of(ctx, seed),
     )
+
+
+def say_ungrouped(ctx: Context) -> str:
+    """Return what `tell_ungrouped` does, of groups that are at hand; else nothing."""
+    needed = [node for seed in ctx.config.seeds for _, node in needs_of_groups(ctx, seed)]
+    if any(isinstance(node, Handle) and node.find() is None for node in needed):
+        return ""
+    return tell_ungrouped([scope_of(ctx, seed) for seed in ctx.config.seeds])
 
 
 def find_scope(ctx: Context, seed: int) -> ScopeResult | None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from infoscope.report.tables import Align, Cell, Column, Stat, Table, Value, compute_stat
+from infoscope.report.tables import Align, Cell, Column, Stat, Table, Value, compute_stat, format_number, format_percent
 from infoscope.scope.agreement import explain_undecided
 from infoscope.scope.cds import compute_cds_with_zeros, compute_chance_ratio, count_zero_maps
 from infoscope.scope.config import By
@@ -184,6 +184,22 @@ def _ungrouped_quantities(by: By) -> list[Quantity]:
         Quantity("n_ungrouped", f"firing, {by.words} not known", lambda r: int(members(r).sum()), 0),
         Quantity("ungrouped_mass", "   mass (%)", lambda r: compute_mass_share(r, members(r)), 1, 100),
     ]
+
+
+def tell_ungrouped(seeds: Sequence[ScopeResult]) -> str:
+    """Return how many features fire and are in no group, for what divides features is not known of them; "": none."""
+    members = [(of.firing_rate > 0) & of.partition.unscored for of in seeds]
+    n = compute_stat(int(one.sum()) for one in members)
+    if n.mean == 0:
+        return ""
+    fire = compute_stat(int((of.firing_rate > 0).sum()) for of in seeds)
+    mass = compute_stat(compute_mass_share(of, one) for of, one in zip(seeds, members, strict=True))
+    by, digits = seeds[0].by, 0 if n.mean == round(n.mean) and fire.mean == round(fire.mean) else 1
+    why = "not scored" if by is By.cds else f"{by.words} not known"
+    return (
+        f"{format_number(n.mean, digits)} of {format_number(fire.mean, digits)} features that fire"
+        f" ({format_percent(mass)} of the mass) are in no group: {why}"
+    )
 
 
 def _group_quantities(name: str, by: By) -> list[Quantity]:
