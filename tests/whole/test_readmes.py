@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
+from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from infoscope.commands.experiments.sweep import add_defaults, choose_settings
 from infoscope.config.overrides import has_layers
 from infoscope.config.sweeps import expand_sweep
 from infoscope.config.tree import compose
+from infoscope.scope.config import ExtentConfig
 from tests.support.experiment_samples import load_experiment
 
 ROOT = Path(__file__).parents[2]
@@ -94,3 +97,14 @@ def test_commands_of_experiments_are_composed(command: str) -> None:
     first = expand_sweep(add_defaults([f"stage={experiment.stages[0]}", *experiment.defaults], given))[0]
     for setting in {*settings[:1], *settings[-1:]} or {""}:
         assert compose([*setting.split(), *first]).stage.name in experiment.stages
+
+
+def test_settings_of_extents_are_listed_with_their_defaults() -> None:
+    text = (ROOT / "conf" / "README.md").read_text(encoding="utf-8")
+    rows = text.partition("| `scope.extent.` | default |")[2].partition("\n\n")[0]
+    told = dict(re.findall(r"^\| `(\w+)` \| `?([^`|, ]+(?:,\d+)*)", rows, re.MULTILINE))
+    defaults = asdict(ExtentConfig())
+    assert told.keys() == defaults.keys()
+    for name, default in defaults.items():
+        value = default.name if isinstance(default, Enum) else "null" if default is None else str(default)
+        assert told[name].replace(",", "") == value, name

@@ -331,3 +331,9 @@ def test_groups_by_extent_have_their_names() -> None:
         [make_found(scope=replace(scope, by=By.extent, measured=extent, partition=partition))], DESIGN
     )
     assert {row[0].value for row in section.tables["extent_groups"].rows} == {"all features", "wide", "narrow"}
+
+
+def test_the_readme_names_the_columns_of_the_table_of_latents() -> None:
+    readme = (Path(__file__).parents[3] / "src" / "infoscope" / "README.md").read_text(encoding="utf-8")
+    told = readme.partition("After `stage=extent` there are")[2].partition("Each column")[0]
+    assert all(f"`{column.name}`" in told for column in list_columns(make_found().extent))

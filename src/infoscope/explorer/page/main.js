@@ -19,7 +19,9 @@
     CDS: "contextual dependency score: the mean EMD over the images that a latent is ranked by",
     scope: "whether a latent stays where what it sees is (low), or moves with the context (high: CDS above gamma)",
     chance: "the CDS that a latent's maps would have if they belonged to different images",
-    extent: "how wide a window around its strongest patch keeps half of its activation there: 0 that patch alone",
+    extent:
+      "how wide a window around its strongest patch keeps half of its activation there: 0 that patch alone, 1 no " +
+      "measured window is enough",
     "mean extent": "the share of that activation that such windows lose, averaged over their sizes",
     "context effect": "share of the variance of that activation that its surroundings make: 0 none, 1 all",
     mass: "mean activation times the norm of the decoder row: how much a latent writes",
