@@ -67,12 +67,15 @@
   /** Return what is shown. */
   infoscope.state = () => store.getState();
 
+  // at once: a scroll that takes time ends where the page before had its end
+  const showBeginning = () => window.scrollTo({ top: 0, behavior: "instant" });
+
   /** Change what is shown: a new entry of the history, or (`isSmall`) a change of the present one. */
   infoscope.go = (changes, isSmall = false) => {
     const state = change(changes);
     history[isSmall ? "replaceState" : "pushState"](KNOWN, "", write(state));
     store.setState(state, true);
-    if (!isSmall && changes.page) window.scrollTo(0, 0);
+    if (!isSmall && changes.page) showBeginning();
   };
 
   /** The address of what would be shown after some changes, for links. */
@@ -100,7 +103,7 @@
     store.setState(now, true);
     if (mark === KNOWN) return; // back or forward
     history.replaceState(KNOWN, "");
-    if (PATH.some((key) => now[key] !== before[key])) window.scrollTo(0, 0);
+    if (PATH.some((key) => now[key] !== before[key])) showBeginning();
   });
   history.replaceState(KNOWN, "");
   store.setState(read(), true);
