@@ -957,6 +957,21 @@ MEASURES = (
 )
 AGAINST = "scope_measures/removal_against_random/by={};group={};metric={}/{}"
 GAIN = ("gain", "gain_from", "gain_to")
+
+
+def claim_measures(
+    header: str, setting: str, known: str, columns: Mapping[str, str], *pairs: tuple[str, str]
+) -> TableClaim:
+    """Return the claim of a table of scope_measures.py: a row for each measure, and for some pairs by key and name."""
+    address = TRUTH.format(setting, known, "{}", "").removesuffix("/")
+    rows = [(name, address.format(key)) for key, name in (*MEASURES, *pairs)]
+    return TableClaim(header, rows, columns)
+
+
+WITH_GAIN = {"from": "all_from", "to": "all_to", "over the CDS": "gain", "least": "gain_from", "most": "gain_to"}
+WITH_GAIN |= {"matched": "matched"}
+"""Columns of such tables, besides the AUROC itself."""
+
 SCOPE_MEASURES_README = (
     Claim(
         "on scenes of another seed, with an AUROC of {} by extent, {} by mean extent and {} by context effect, where"
@@ -1024,35 +1039,28 @@ SCOPE_MEASURES = (
         " {},",
         [TRUTH.format(of, "broad", key, "all") for of in (TUNED, DENSE) for key in ("mean_extent", "cds")],
     ),
-    TableClaim(
+    claim_measures(
         "| measure, scenes |",
-        [
-            (name, TRUTH.format(SCENES, "global", key, "").removesuffix("/"))
-            for key, name in (
-                *MEASURES,
-                *(("extent+cds", "evidence extent with CDS"), ("mean_extent+cds", "mean extent with CDS")),
-                *(("context_effect+cds", "context effect with CDS"), ("cds+firing_rate", "CDS with firing")),
-            )
-        ],
-        {"AUROC": "all", "from": "all_from", "to": "all_to", "over the CDS": "gain"}
-        | {"least": "gain_from", "most": "gain_to", "matched": "matched"},
+        SCENES,
+        "global",
+        {"AUROC": "all"} | WITH_GAIN,
+        ("extent+cds", "evidence extent with CDS"),
+        ("mean_extent+cds", "mean extent with CDS"),
+        ("context_effect+cds", "context effect with CDS"),
+        ("cds+firing_rate", "CDS with firing"),
     ),
     Claim(
         "there are {} of them and {} known-local ones, the mean over SAEs.",
         [TRUTH.format(TUNED, "broad", "cds", f"all_n_{of}") for of in ("known", "local")],
     ),
-    TableClaim(
+    claim_measures(
         "| measure, tuned scenes_clip |",
-        [
-            (name, TRUTH.format(TUNED, "broad", key, "").removesuffix("/"))
-            for key, name in (
-                *MEASURES,
-                *(("extent+cds", "evidence extent with CDS"), ("mean_extent+cds", "mean extent with CDS")),
-                ("mean_extent+cds_minus_chance", "mean extent with CDS - chance"),
-            )
-        ],
-        {"known-broad": "all", "from": "all_from", "to": "all_to", "over the CDS": "gain"}
-        | {"least": "gain_from", "most": "gain_to", "matched": "matched"},
+        TUNED,
+        "broad",
+        {"known-broad": "all"} | WITH_GAIN,
+        ("extent+cds", "evidence extent with CDS"),
+        ("mean_extent+cds", "mean extent with CDS"),
+        ("mean_extent+cds_minus_chance", "mean extent with CDS - chance"),
     ),
     Claim(
         "of context effect that is open ({} to {}).",
@@ -1071,14 +1079,12 @@ SCOPE_MEASURES = (
         "three SAEs, {} known-broad features, {} of them diffuse, and {} known-local ones,",
         [TRUTH.format(DENSE, "broad", "cds", of) for of in ("all_n_known", "diffuse_n_known", "all_n_local")],
     ),
-    TableClaim(
+    claim_measures(
         "| measure, tuned, `sae.k=32` |",
-        [
-            (name, TRUTH.format(DENSE, "broad", key, "").removesuffix("/"))
-            for key, name in (*MEASURES, ("mean_extent+cds", "mean extent with CDS"))
-        ],
-        {"known-broad": "all", "from": "all_from", "to": "all_to", "over the CDS": "gain"}
-        | {"least": "gain_from", "most": "gain_to", "diffuse": "diffuse", "matched": "matched"},
+        DENSE,
+        "broad",
+        {"known-broad": "all", "diffuse": "diffuse"} | WITH_GAIN,
+        ("mean_extent+cds", "mean extent with CDS"),
     ),
     Claim(
         "mean extent is better by {} ({} to {}),",
@@ -1119,9 +1125,10 @@ SCOPE_MEASURES = (
             ),
         ],
     ),
-    TableClaim(
+    claim_measures(
         "| measure, control |",
-        [(name, TRUTH.format(PLANTED, "broad", key, "").removesuffix("/")) for key, name in MEASURES],
+        PLANTED,
+        "broad",
         {"known-broad": "all", "on one patch": "compact", "on all patches": "diffuse"},
     ),
     Claim(

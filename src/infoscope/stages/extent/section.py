@@ -38,7 +38,6 @@ def make_extent_section(seeds: Seeds, design: str, corners: Sequence[Corner] = (
         design: what was measured of each latent, a sentence.
         corners: features to show, with their windows.
     """
-    first = seeds[0]
     curves, summaries, correlations = compute_curves(seeds), summarise_groups(seeds), correlate_all(seeds)
     separations = separate_seeds(seeds)
     tables = {
@@ -48,9 +47,38 @@ def make_extent_section(seeds: Seeds, design: str, corners: Sequence[Corner] = (
     }
     if separations:
         tables["extent_auroc"] = _make_auroc_table(separations)
+    return ReportSection(
+        name="extent",
+        title="Extent of the evidence",
+        findings=tuple(
+            say_extents(separations, curves, summaries, correlations, [one.extent for one in seeds], design)
+        ),
+        tables=tables,
+        figures=_make_figures(seeds, curves, corners),
+        summary={
+            "radii": seeds[0].extent.radii.tolist(),
+            "groups": {name: of._asdict() for name, of in summaries.items()},
+            "response": {name: of._asdict() for name, of in curves.items()},
+            "spearman": {
+                measure: {key: of._asdict() for key, of in found.items()} for measure, found in correlations.items()
+            },
+            "auroc": {
+                subset: {
+                    **of.auroc,
+                    "intervals": of.intervals,
+                    "n_global": of.n_global.mean,
+                    "n_local": of.n_local.mean,
+                }
+                for subset, of in separations.items()
+            },
+        },
+    )
+
+
+def _make_figures(seeds: Seeds, curves: Mapping[str, Curve], corners: Sequence[Corner]) -> dict[str, SectionFigure]:
     figures = {
         "extent_response": SectionFigure(
-            partial(draw_responses, curves, first),
+            partial(draw_responses, curves, seeds[0]),
             "Mean response to windows around the patch where a feature fires most: the window kept among donors"
             " (solid), and everything but the window kept (dashed). 0: what the donor alone gives, 1: the whole"
             " picture.",
@@ -70,32 +98,7 @@ def make_extent_section(seeds: Seeds, design: str, corners: Sequence[Corner] = (
             " donors excite the feature nearly as much as this image does. The extent is read off all images of a"
             " feature together, so that the windows of single ones differ. No row: no feature lies there.",
         )
-    return ReportSection(
-        name="extent",
-        title="Extent of the evidence",
-        findings=tuple(
-            say_extents(separations, curves, summaries, correlations, [one.extent for one in seeds], design)
-        ),
-        tables=tables,
-        figures=figures,
-        summary={
-            "radii": first.extent.radii.tolist(),
-            "groups": {name: of._asdict() for name, of in summaries.items()},
-            "response": {name: of._asdict() for name, of in curves.items()},
-            "spearman": {
-                measure: {key: of._asdict() for key, of in found.items()} for measure, found in correlations.items()
-            },
-            "auroc": {
-                subset: {
-                    **of.auroc,
-                    "intervals": of.intervals,
-                    "n_global": of.n_global.mean,
-                    "n_local": of.n_local.mean,
-                }
-                for subset, of in separations.items()
-            },
-        },
-    )
+    return figures
 
 
 def _make_response_table(curves: Mapping[str, Curve], seeds: Seeds) -> Table:
